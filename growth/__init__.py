@@ -1,0 +1,1 @@
+"""Changes of shape: one file each."""

@@ -1,0 +1,1 @@
+"""The bench: checkpoints in, a plan, a checkpoint out."""

@@ -1,0 +1,112 @@
+"""Open a checkpoint: where every tensor lies, its config and files. No weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint.header import BITS, Header, TensorInfo, read_header
+from surgery.checkpoint.layout import (
+    PICKLES,
+    carried_files,
+    find_weights,
+    read_config,
+    single_file,
+)
+from surgery.checkpoint.refs import resolve
+from surgery.errors import CheckpointError
+
+__all__ = ["BITS", "Checkpoint", "Header", "TensorInfo", "open_checkpoint", "read_header"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An opened source.
+
+    Attributes:
+        ref: what the user typed.
+        root: the directory that holds the files.
+        tensors: name to place, in the order of the files' data.
+        files: the weight files.
+        config: the parsed config.json; None for a bare file or where there is none.
+        carried: files that go along with the weights unchanged.
+        revision: the commit of a hub ref.
+        bare: a single .safetensors file rather than a directory.
+        notes: what a user should know about the source.
+    """
+
+    ref: str
+    root: Path
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[Path, ...]
+    config: dict[str, Any] | None = None
+    carried: tuple[Path, ...] = ()
+    revision: str | None = None
+    bare: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path or ref, without suffix: what an output is named after."""
+        if self.bare:
+            return self.files[0].stem
+        return self.ref.partition("@")[0].split("/")[-1] if self.revision else self.root.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def open_checkpoint(
+    ref: str | Path, *, weights: str | None = None, allow_download: bool = False
+) -> Checkpoint:
+    """Open a Hugging Face directory, a bare .safetensors file or a hub ref.
+
+    Every header, the index, config.json and the other JSON files are validated; no tensor data
+    is read, no code of the checkpoint is run, and the network is not used unless
+    `allow_download` is given.
+
+    Args:
+        ref: a path, `org/name` or `org/name@revision`; an existing path wins.
+        weights: the weight or index file to take in a directory that holds several.
+        allow_download: fetch a hub ref that the local cache does not hold.
+
+    Raises:
+        CheckpointError: anything is missing, broken or not supported.
+    """
+    found = resolve(ref, allow_download=allow_download)
+    path = found.path
+    if path.is_dir():
+        root = path.resolve() if path.name in ("", ".", "..") else path
+        return _open_directory(str(ref), root, weights, found.revision)
+    if path.name.endswith(PICKLES):
+        remedy = f"convert it first: surgery convert {path} -o {path.stem}.safetensors"
+        raise CheckpointError(path, "is a pickle file, which is not read", remedy)
+    found_weights = single_file(path)
+    return Checkpoint(
+        ref=str(ref),
+        root=path.parent,
+        tensors=found_weights.tensors,
+        files=found_weights.files,
+        bare=True,
+    )
+
+
+def _open_directory(ref: str, root: Path, choice: str | None, revision: str | None) -> Checkpoint:
+    try:
+        weights = find_weights(root, choice)
+        config = read_config(root)
+        carried = carried_files(root, config)
+    except OSError as error:
+        raise CheckpointError(root, f"cannot be read ({error.strerror})") from error
+    return Checkpoint(
+        ref=ref,
+        root=root,
+        tensors=weights.tensors,
+        files=weights.files,
+        config=config,
+        carried=carried,
+        revision=revision,
+        notes=weights.notes,
+    )

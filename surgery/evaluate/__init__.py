@@ -1,0 +1,1 @@
+"""Honest measurement of what came out against what went in."""
