@@ -1,0 +1,46 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Read by the libraries when they are imported, which happens later and only where a test needs it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices lose time to a second thread
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def structure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a structure fixture by its name, built once; read it, never write to it."""
+    from structures import build
+
+    built: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in built:
+            built[name] = build(name, tmp_path_factory.mktemp("structures") / name)
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """The trained checkpoints and hostile files of the repository."""
+    return REPO / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """A directory with data/, weights/ and oracle/ that the repository does not carry."""
+    found = Path(os.environ.get("SURGERY_TEST_DATA") or REPO.parent / "shared")
+    if not (found / "data").is_dir():
+        pytest.skip("no extra test data: set SURGERY_TEST_DATA to a directory that has it")
+    return found
