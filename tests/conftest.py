@@ -16,6 +16,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices lose time to a se
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` on a machine without one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def structure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a structure fixture by its name, built once; read it, never write to it."""

@@ -1,0 +1,106 @@
+"""Write docs/reference from the code, or say what is out of date with --check."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.main import get_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typer import Context
+    from typer.core import TyperCommand, TyperGroup
+
+    Command = TyperCommand | TyperGroup
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+HEAD = """# Command line
+
+<!-- Written by docs/generate.py from the code; `make docs` renews it. -->
+"""
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    page = REFERENCE / "cli.md"
+    wanted = command_line()
+    if "--check" not in sys.argv[1:]:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(wanted)
+        return 0
+    found = page.read_text() if page.exists() else ""
+    sys.stderr.writelines(
+        difflib.unified_diff(
+            found.splitlines(keepends=True),
+            wanted.splitlines(keepends=True),
+            str(page.name),
+            "what the code says; run `make docs`",
+        )
+    )
+    return int(found != wanted)
+
+
+def command_line() -> str:
+    """Every command with its usage, help, arguments and options."""
+    root = get_command()
+    sections = [HEAD]
+    for command, context in walk(root, root.context_class(root, info_name="surgery")):
+        sections.append(section(command, context))
+    return "\n".join(sections)
+
+
+def walk(command: Command, context: Context) -> Iterator[tuple[Command, Context]]:
+    """The command, then those below it in the order that help shows."""
+    yield command, context
+    if not hasattr(command, "list_commands"):
+        return
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        if not below.hidden:
+            yield from walk(below, below.context_class(below, info_name=name, parent=context))
+
+
+def section(command: Command, context: Context) -> str:
+    """One command as Markdown."""
+    usage = " ".join(command.get_usage(context).removeprefix("Usage: ").split())
+    parts = [
+        f"## {context.command_path}",
+        f"```text\n{usage}\n```",
+        inspect.cleandoc(command.help or "").partition("\f")[0].rstrip(),
+        table("Argument", rows(command, context, kind="argument")),
+        table("Option", rows(command, context, kind="option")),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rows(command: Command, context: Context, *, kind: str) -> list[tuple[str, str]]:
+    """Names and help of the parameters of one kind; --help itself is left out."""
+    records = [
+        parameter.get_help_record(context)
+        for parameter in command.get_params(context)
+        if parameter.param_type_name == kind and parameter.name != "help"
+    ]
+    return [record for record in records if record]
+
+
+def table(title: str, records: list[tuple[str, str]]) -> str:
+    """A two-column table, or nothing."""
+    if not records:
+        return ""
+    lines = [f"| {title} | Meaning |", "|---|---|"]
+    lines += [f"| `{cell(names)}` | {cell(help_text)} |" for names, help_text in records]
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """Text that cannot end a table cell early."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
