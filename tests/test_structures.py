@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from architectures import LAYERS
 from structures import (
-    LAYERS,
     STRUCTURES,
     build,
     example_inputs,
