@@ -1,0 +1,230 @@
+"""Models and tokenizers from local directories, through transformers, whole or not at all."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from surgery.errors import CheckpointError, RecipeError, TrainError
+from surgery.evaluate.tokens import Mark, find_mark
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+# Tokenizers without a limit say so with an enormous number.
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model that is known but not loaded: its place, tokenizer, and longest input in tokens."""
+
+    path: Path
+    config: "PreTrainedConfig"
+    tokenizer: "PreTrainedTokenizerBase"
+    mark: Mark
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model in memory, ready for forward passes on its device.
+
+    Attributes:
+        path: Where it came from.
+        model: The transformers model, in evaluation mode.
+        device: Where it is.
+        dtype: What it computes in.
+        parameters: How many numbers it holds; a tied one counts once.
+        embeddings: Rows of the input embedding: token ids stay below it.
+        vocabulary: Width of the logits.
+    """
+
+    path: Path
+    model: "PreTrainedModel"
+    device: "torch.device"
+    dtype: str
+    parameters: int
+    embeddings: int
+    vocabulary: int
+
+
+def open_source(path: Path) -> Source:
+    """Read a model's config and tokenizer, without its weights.
+
+    Raises:
+        CheckpointError: The directory, its config or its tokenizer is missing or not understood.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    _check_files(path)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    with _quiet():
+        config = _attempt(path, "config", lambda: AutoConfig.from_pretrained(path, **local))
+        tokenizer = _attempt(
+            path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **local)
+        )
+    return Source(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        mark=find_mark(tokenizer),
+        limit=_limit(config, tokenizer),
+    )
+
+
+def find_device(name: str) -> "torch.device":
+    """Return the device of that name, if this machine has it.
+
+    Raises:
+        RecipeError: There is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError("--device", f"{name} is not a device of this machine", "try cpu") from (
+            error
+        )
+    return device
+
+
+def find_dtype(name: str | None, device: "torch.device") -> "torch.dtype | str":
+    """Return the dtype to compute in: the stored one on a GPU, float32 on the CPU by default.
+
+    Raises:
+        RecipeError: The name is not a floating dtype.
+    """
+    import torch
+
+    if name is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        remedy = "give float32, bfloat16, float16 or float64"
+        raise RecipeError("--dtype", f"{name} is not a dtype to compute in", remedy)
+    return dtype  # type: ignore[no-any-return]
+
+
+def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") -> Loaded:
+    """Load the weights, refusing any tensor that is missing, left over or of another shape.
+
+    Raises:
+        TrainError: transformers cannot load the model whole, or it is not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _quiet():
+        model, info = _attempt(
+            source.path,
+            "model",
+            lambda: AutoModelForCausalLM.from_pretrained(
+                source.path,
+                config=source.config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            ),
+        )
+    _check_whole(source.path, info)
+    _attempt(source.path, "model", lambda: model.to(device).eval())
+    head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+    return Loaded(
+        path=source.path,
+        model=model,
+        device=device,
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=sum(p.numel() for p in model.parameters()),
+        embeddings=rows,
+        vocabulary=rows if head is None else head.weight.shape[0],
+    )
+
+
+def _check_files(path: Path) -> None:
+    if path.is_file():
+        remedy = "give a directory with config.json and a tokenizer"
+        raise CheckpointError(path, "a file alone cannot be evaluated", remedy)
+    if not path.is_dir():
+        raise CheckpointError(path, "no such directory", "give a local model directory")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(path, "there is no config.json", "give a model directory")
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            path, "there is no tokenizer", "copy tokenizer.json and its config from the parent"
+        )
+
+
+def _limit(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    text = config.get_text_config(decoder=True)
+    told = (getattr(text, "max_position_embeddings", None), tokenizer.model_max_length)
+    limits = [int(n) for n in told if n and 0 < n < _NO_LIMIT]
+    return min(limits, default=None)
+
+
+def _check_whole(path: Path, info: dict[str, Any]) -> None:
+    for kind, word in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "left over"),
+        ("mismatched_keys", "of another shape than the config says"),
+        ("error_msgs", "not readable"),
+    ):
+        names = sorted(k if isinstance(k, str) else k[0] for k in info.get(kind) or ())
+        if names:
+            fact = f"tensors are {word}: {_listed(names)}"
+            raise TrainError(path, fact, "mend the checkpoint; its figures would be noise")
+
+
+def _listed(names: list[str]) -> str:
+    first, more = names[:3], len(names[3:])
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _attempt(path: Path, what: str, action: Callable[[], T]) -> T:
+    """Run a step of transformers; whatever it raises becomes one sentence of ours.
+
+    It raises nearly any type for a bad checkpoint (KeyError, TypeError, SafetensorError and many
+    more), so nothing narrower than Exception will do.
+    """
+    try:
+        return action()
+    except Exception as error:
+        kind = CheckpointError if what in {"config", "tokenizer"} else TrainError
+        raise kind(path, f"transformers cannot load the {what} ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return an error of another library as half a line: its kind and its first words."""
+    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
+    text = next((line for line in lines if line), "")
+    return f"{type(error).__name__}: {text}"[:300].rstrip(":. ")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from writing on the terminal; put its settings back afterwards."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
