@@ -1,0 +1,17 @@
+"""Make the generator of hostile inputs importable, and give each case a directory of its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+sys.path.insert(0, str(REPO / "fixtures"))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory for a case, and nothing else in it."""
+    made = tmp_path / "case"
+    made.mkdir()
+    return made
