@@ -1,7 +1,7 @@
 """Open a checkpoint: where every tensor lies, its config and files. No weight is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,25 @@ from surgery.checkpoint.layout import (
 from surgery.checkpoint.refs import resolve
 from surgery.errors import CheckpointError
 
-__all__ = ["BITS", "Checkpoint", "Header", "TensorInfo", "open_checkpoint", "read_header"]
+__all__ = [
+    "BITS",
+    "Checkpoint",
+    "Header",
+    "Stamp",
+    "TensorInfo",
+    "open_checkpoint",
+    "read_header",
+    "stamp",
+]
+
+
+Stamp = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the identity of a file as it is now, to notice a change during a run."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +51,8 @@ class Checkpoint:
         revision: the commit of a hub ref.
         bare: a single .safetensors file rather than a directory.
         notes: what a user should know about the source.
+        stamps: per weight file what changes when somebody writes to it.
+        metadata: the header's own table of strings, of a bare file.
     """
 
     ref: str
@@ -44,6 +64,8 @@ class Checkpoint:
     revision: str | None = None
     bare: bool = False
     notes: tuple[str, ...] = ()
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -90,6 +112,8 @@ def open_checkpoint(
         tensors=found_weights.tensors,
         files=found_weights.files,
         bare=True,
+        metadata=read_header(path).metadata,
+        stamps={file: stamp(file) for file in found_weights.files},
     )
 
 
@@ -109,4 +133,5 @@ def _open_directory(ref: str, root: Path, choice: str | None, revision: str | No
         carried=carried,
         revision=revision,
         notes=weights.notes,
+        stamps={file: stamp(file) for file in weights.files},
     )

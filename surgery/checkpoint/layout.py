@@ -69,13 +69,17 @@ def _choose(root: Path, names: Sequence[str]) -> str:
 
 
 def _why_no_weights(root: Path, names: Sequence[str]) -> tuple[str, str]:
+    loose = [n for n in names if n.endswith(".safetensors") and not n.startswith("consolidated")]
     if "adapter_config.json" in names:
         return "holds a LoRA adapter, not a model", "name the base model it was trained on"
-    loose = [n for n in names if n.endswith(".safetensors") and not n.startswith("consolidated")]
     if len(loose) == 1:
         return f"holds {loose[0]}, but no {SINGLE}", f"name the file itself: {root / loose[0]}"
     if loose:
         return f"holds {len(loose)} .safetensors files, but no {INDEX}", "restore the index file"
+    return _other_weights(root, names)
+
+
+def _other_weights(root: Path, names: Sequence[str]) -> tuple[str, str]:
     pickles = [n for n in names if n.endswith(PICKLES)]
     if pickles:
         remedy = f"convert it first: surgery convert {root} -o {root.name}-safetensors"

@@ -33,7 +33,9 @@ def _model(documents: Sequence[Document], scored: Scored, *, parent: bool) -> Mo
     everything = range(len(documents))
     domains = dict.fromkeys(document.domain for document in documents)
     return ModelFigures(
-        path=str(scored.source.path),
+        name=scored.source.name,
+        ref=scored.source.ref,
+        revision=scored.source.revision,
         parent=parent,
         parameters=scored.parameters,
         dtype=scored.dtype,

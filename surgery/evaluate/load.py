@@ -1,4 +1,4 @@
-"""Models and tokenizers from local directories, through transformers, whole or not at all."""
+"""Models and tokenizers through transformers, from local files, whole or not at all."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import CheckpointError, RecipeError, TrainError
 from surgery.evaluate.tokens import Mark, find_mark
 
@@ -28,9 +29,23 @@ _NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A model that is known but not loaded: its place, tokenizer, and longest input in tokens."""
+    """A model that is known but not loaded.
 
+    Attributes:
+        ref: What the user typed.
+        name: Its last part.
+        path: The directory on this machine.
+        revision: The commit of a hub ref.
+        config: The transformers config.
+        tokenizer: The transformers tokenizer.
+        mark: The beginning-of-sequence mark.
+        limit: The longest input in tokens, or None where neither config nor tokenizer tells.
+    """
+
+    ref: str
+    name: str
     path: Path
+    revision: str | None
     config: "PreTrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     mark: Mark
@@ -60,15 +75,17 @@ class Loaded:
     vocabulary: int
 
 
-def open_source(path: Path) -> Source:
-    """Read a model's config and tokenizer, without its weights.
+def open_source(ref: str | Path) -> Source:
+    """Read a model's headers, config and tokenizer, without its weights.
 
     Raises:
-        CheckpointError: The directory, its config or its tokenizer is missing or not understood.
+        CheckpointError: Something is missing, broken or not understood.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    _check_files(path)
+    found = open_checkpoint(ref)
+    path = found.root
+    _check_parts(found)
     local = {"local_files_only": True, "trust_remote_code": False}
     with _quiet():
         config = _attempt(path, "config", lambda: AutoConfig.from_pretrained(path, **local))
@@ -76,7 +93,10 @@ def open_source(path: Path) -> Source:
             path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **local)
         )
     return Source(
+        ref=found.ref,
+        name=found.name,
         path=path,
+        revision=found.revision,
         config=config,
         tokenizer=tokenizer,
         mark=find_mark(tokenizer),
@@ -137,6 +157,7 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
             ),
@@ -155,18 +176,15 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
     )
 
 
-def _check_files(path: Path) -> None:
-    if path.is_file():
-        remedy = "give a directory with config.json and a tokenizer"
-        raise CheckpointError(path, "a file alone cannot be evaluated", remedy)
-    if not path.is_dir():
-        raise CheckpointError(path, "no such directory", "give a local model directory")
-    if not (path / "config.json").is_file():
-        raise CheckpointError(path, "there is no config.json", "give a model directory")
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(
-            path, "there is no tokenizer", "copy tokenizer.json and its config from the parent"
-        )
+def _check_parts(found: Checkpoint) -> None:
+    if found.bare:
+        remedy = "put it in a directory with its config.json and tokenizer"
+        raise CheckpointError(found.ref, "a weight file alone cannot be evaluated", remedy)
+    if found.config is None:
+        raise CheckpointError(found.root, "there is no config.json", "add the model's")
+    if not any((found.root / name).is_file() for name in _TOKENIZER_FILES):
+        remedy = "copy tokenizer.json and tokenizer_config.json from the model it was made from"
+        raise CheckpointError(found.root, "there is no tokenizer", remedy)
 
 
 def _limit(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:

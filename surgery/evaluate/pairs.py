@@ -90,7 +90,7 @@ def _score(
 ) -> list[Scores]:
     def report(fed: int, total: int) -> None:
         if settings.progress is not None:
-            settings.progress(ready.source.path.name, fed, total)
+            settings.progress(ready.source.name, fed, total)
 
     return score(
         ready.loaded,

@@ -44,7 +44,7 @@ def evaluate(
     """
     _check(models, batch_tokens=batch_tokens, bootstrap=bootstrap)
     documents = read_documents([Path(text) for text in texts])
-    sources = [open_source(path) for path in _ordered(models, parent)]
+    sources = [open_source(model) for model in _ordered(models, parent)]
     length = _context(sources, context)
     step = max(1, length // 2) if stride is None else stride
     check_windows(length, step)
@@ -79,12 +79,12 @@ def _check(models: Sequence[str | Path], *, batch_tokens: int, bootstrap: int) -
         raise RecipeError("--bootstrap", f"{bootstrap} draws are none", "give 1000 or more")
 
 
-def _ordered(models: Sequence[str | Path], parent: str | Path | None) -> list[Path]:
-    paths = [Path(model) for model in models]
-    first = Path(parent) if parent is not None else paths[0]
-    if first in paths:
-        paths.remove(first)
-    return [first, *paths]
+def _ordered(models: Sequence[str | Path], parent: str | Path | None) -> list[str]:
+    refs = [str(model) for model in models]
+    first = refs[0] if parent is None else str(parent)
+    if first in refs:
+        refs.remove(first)
+    return [first, *refs]
 
 
 def _context(sources: Sequence[Source], asked: int | None) -> int:

@@ -60,7 +60,9 @@ class ModelFigures:
     """One model on all texts.
 
     Attributes:
-        path: The model's directory.
+        name: The model, by the last part of its path or ref.
+        ref: What the user typed.
+        revision: The commit of a hub ref, or None.
         parent: Whether the others are compared with it.
         parameters: How many numbers it holds; a tied one counts once.
         dtype: What it computed in.
@@ -71,7 +73,9 @@ class ModelFigures:
         per_document: One for each document.
     """
 
-    path: str
+    name: str
+    ref: str
+    revision: str | None
     parent: bool
     parameters: int
     dtype: str

@@ -1,0 +1,189 @@
+"""A plan: independent steps from stored tensors to named new tensors, decided before any read."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import BITS, Checkpoint, TensorInfo
+from surgery.errors import PlanError
+
+# A function over float32 tensors; torch is not imported here, so its tensors are Any.
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype (safetensors code) and shape of a tensor, known before anything is read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.numel * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One pure function from stored tensors to named new ones.
+
+    Without `fn`, one input is copied byte for byte to every output; no input means zeros.
+    With `fn`, the inputs come as float32 tensors (in their stored shapes; as equal flat slices
+    when `elementwise`) and the result, one tensor per output, is rounded once to the output's
+    dtype.
+
+    Attributes:
+        scratch: bytes `fn` needs beyond its inputs and outputs, for steps that are not sliced.
+        why: what the step does, in a word or two, for `--dry-run`.
+    """
+
+    outputs: tuple[tuple[str, TensorSpec], ...]
+    inputs: tuple[TensorInfo, ...] = ()
+    fn: Function | None = None
+    elementwise: bool = False
+    scratch: int = 0
+    why: str = "copy"
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes read from disk."""
+        return sum(tensor.nbytes for tensor in self.inputs)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes written to disk."""
+        return sum(spec.nbytes for _, spec in self.outputs)
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether the engine may work on the step piece by piece."""
+        return self.fn is None or self.elementwise
+
+    @property
+    def whole_bytes(self) -> int:
+        """Memory the step holds at once when it cannot be sliced: float32 in, float32 out."""
+        if self.is_sliced:
+            return 0
+        numbers = sum(t.numel for t in self.inputs) + sum(s.numel for _, s in self.outputs)
+        return 4 * numbers + self.bytes_in + self.bytes_out + self.scratch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that a run does, and what it leaves beside the weights.
+
+    Attributes:
+        operation: the operation's name, with `parameters` what `reproduce` repeats.
+        sources: the opened inputs, the first being the donor of config and files.
+        steps: independent; they share nothing.
+        order: output tensor names in the order they are laid out on disk.
+        config: the new config.json; None for a bare .safetensors output.
+        carried: files copied beside the weights, unchanged.
+        dropped: source tensors that reach no output, with the reason.
+        facts: what later commands need to know (layer map, trainable layers), recorded.
+        notes: what the user should know.
+    """
+
+    operation: str
+    parameters: Mapping[str, Any]
+    sources: tuple[Checkpoint, ...]
+    steps: tuple[Step, ...]
+    order: tuple[str, ...]
+    config: dict[str, Any] | None
+    carried: tuple[Path, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bare(self) -> bool:
+        """Whether the output is one .safetensors file."""
+        return self.config is None
+
+    @property
+    def outputs(self) -> dict[str, TensorSpec]:
+        """Every output tensor, in the order of layout."""
+        specs = {name: spec for step in self.steps for name, spec in step.outputs}
+        return {name: specs[name] for name in self.order}
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes read."""
+        return sum(step.bytes_in for step in self.steps)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of tensor data written."""
+        return sum(step.bytes_out for step in self.steps)
+
+
+def check_plan(plan: Plan) -> Plan:
+    """Return the plan after checking that it accounts for every tensor.
+
+    Raises:
+        PlanError: an output named twice or not laid out, a copy that changes size, or a source
+            tensor that is neither used nor dropped for a reason.
+    """
+    names = [name for step in plan.steps for name, _ in step.outputs]
+    twice = next((name for name, count in _counts(names).items() if count > 1), None)
+    if twice is not None:
+        raise PlanError(twice, "two steps of the plan write this tensor")
+    if set(names) != set(plan.order) or len(plan.order) != len(names):
+        raise PlanError(plan.operation, "the plan's layout does not name each output once")
+    for step in plan.steps:
+        _check_sizes(step)
+    used = {(t.file, t.name) for step in plan.steps for t in step.inputs}
+    for source in plan.sources:
+        for name, tensor in source.tensors.items():
+            if (tensor.file, name) not in used and name not in plan.dropped:
+                raise PlanError(source.ref, f"the plan loses the tensor {name!r}")
+    return plan
+
+
+def _counts(names: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _check_sizes(step: Step) -> None:
+    if step.fn is None and len(step.inputs) > 1:
+        raise PlanError(step.outputs[0][0], "a copy has one input")
+    sized = [t.nbytes for t in step.inputs] if step.fn is None else []
+    if step.elementwise:
+        sized = [t.numel for t in step.inputs]
+    for name, spec in step.outputs:
+        size = spec.numel if step.elementwise else spec.nbytes
+        if any(size != given for given in sized):
+            raise PlanError(name, "the plan gives it another size than its source")
+
+
+def fingerprint(plan: Plan, shard_size: int) -> str:
+    """Return a digest of all that decides the output's bytes, inputs' identity included.
+
+    A run resumes only what a run with the same fingerprint left behind.
+    """
+    told = {
+        "operation": plan.operation,
+        "parameters": plan.parameters,
+        "sources": [
+            [source.ref, [[str(file), *stamp] for file, stamp in source.stamps.items()]]
+            for source in plan.sources
+        ],
+        "outputs": {n: [s.dtype, s.shape] for n, s in plan.outputs.items()},
+        "config": plan.config,
+        "shard_size": shard_size,
+    }
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

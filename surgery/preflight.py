@@ -1,0 +1,155 @@
+"""What can be known to go wrong before the first weight is read."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import PlanError
+from surgery.plan import Plan
+from surgery.shards import SHARD_SIZE, Layout, lay_out
+from surgery.write import cannot_write, is_occupied, partial_folder
+
+SLACK = 16 << 20  # bytes for config, tokenizer, record and the file system's own
+CHUNK = 4 << 20  # bytes of a work item
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What a run would need and where it would write.
+
+    Attributes:
+        disk: bytes the output takes.
+        free: bytes free where it goes.
+        memory: bytes of buffers and whole tensors held at once, at most.
+    """
+
+    layout: Layout
+    disk: int
+    free: int
+    memory: int
+
+
+def default_workers() -> int:
+    """Return the number of threads: enough to keep a disk busy, no more than helps."""
+    return max(4, min(os.cpu_count() or 1, 16))
+
+
+def preflight(
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    memory: int = MEMORY,
+    workers: int | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> Preflight:
+    """Check the output path, aliasing, memory and disk of a run without touching anything.
+
+    Raises:
+        PlanError: the run could not succeed, or would destroy something.
+    """
+    check_output(plan, out, force=force)
+    peak = peak_memory(plan, workers=workers or default_workers(), memory=memory)
+    layout = lay_out(plan.outputs, shard_size=plan.bytes_out + 1 if plan.bare else shard_size)
+    disk = layout.size + SLACK + sum(path.stat().st_size for path in plan.carried)
+    free = shutil.disk_usage(out.parent).free
+    if disk > free + _already_there(out):
+        fact = f"needs {disk / 1e9:.2f} GB of disk, but {free / 1e9:.2f} GB are free"
+        raise PlanError(out, fact, "free some space, or choose another disk")
+    return Preflight(layout, disk, free, peak)
+
+
+def check_output(plan: Plan, out: Path, *, force: bool) -> None:
+    """Refuse an output that exists, that is an input, or that could not be written.
+
+    Raises:
+        PlanError: with the reason and the remedy.
+    """
+    if plan.bare and out.suffix != ".safetensors":
+        remedy = f"name it {out.name}.safetensors"
+        raise PlanError(out, "the output of a bare file is a bare .safetensors file", remedy)
+    if not plan.bare and out.suffix == ".safetensors":
+        raise PlanError(out, "the output of a directory is a directory", "drop the suffix")
+    for source in plan.sources:
+        _refuse_alias(source, out)
+    if not out.parent.is_dir():
+        raise PlanError(out, f"its folder {out.parent} does not exist", "create it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise cannot_write(out, PermissionError(13, "no permission to write there"))
+    if is_occupied(out):
+        _refuse_occupied(out, bare=plan.bare, force=force)
+
+
+def _refuse_occupied(out: Path, *, bare: bool, force: bool) -> None:
+    if not force:
+        raise PlanError(out, "exists already", "choose another output, or replace it with --force")
+    if bare and out.is_dir():
+        raise PlanError(out, "is a directory, which a file does not replace", "choose another name")
+    if not bare and not _is_model(out):
+        fact = "holds something else than a model, which --force does not replace"
+        raise PlanError(out, fact, "choose another output, or remove it yourself")
+
+
+def _is_model(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
+
+
+def _refuse_alias(source: Checkpoint, out: Path) -> None:
+    target = _real(out)
+    for path in _protected(source):
+        if target == path or _same_file(out, path):
+            raise PlanError(out, f"is the input {source.ref}", "choose another output")
+        if path.is_relative_to(target):
+            raise PlanError(out, f"holds the input {source.ref}", "choose another output")
+    if not source.bare and target.is_relative_to(source.root.resolve()):
+        raise PlanError(out, f"lies inside the input {source.ref}", "choose another output")
+
+
+def _protected(source: Checkpoint) -> Iterator[Path]:
+    yield from (file.resolve() for file in source.files)
+    if not source.bare:
+        yield source.root.resolve()
+
+
+def _real(out: Path) -> Path:
+    """Resolve links in the output's path, whether or not it exists yet."""
+    return out.resolve() if os.path.lexists(out) else out.parent.resolve() / out.name
+
+
+def _same_file(out: Path, path: Path) -> bool:
+    return out.exists() and out.samefile(path)
+
+
+def _already_there(out: Path) -> int:
+    """Bytes that an interrupted run has already taken for this output."""
+    folder = partial_folder(out) / "out"
+    if not folder.is_dir():
+        return 0
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+
+
+def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
+    """Return the bytes of buffers and whole tensors that a run holds at once.
+
+    Raises:
+        PlanError: one step alone needs more than the budget.
+    """
+    whole = max(plan.steps, key=lambda step: step.whole_bytes, default=None)
+    if whole and whole.whole_bytes > memory:
+        need = whole.whole_bytes / (1 << 20)
+        fact = f"{whole.why} holds the whole tensor, {need:.0f} MiB at once, over the budget"
+        raise PlanError(whole.outputs[0][0], fact, f"allow it with --memory {need + 1:.0f}M")
+    sliced = max((_slice_bytes(len(s.inputs)) for s in plan.steps if s.elementwise), default=CHUNK)
+    return max(workers * sliced, whole.whole_bytes if whole else 0)
+
+
+def _slice_bytes(inputs: int) -> int:
+    """Bytes one worker holds for an elementwise slice: each input, and float32 of a part."""
+    return (inputs + 1) * CHUNK + (inputs + 2) * (2 << 20)

@@ -1,0 +1,150 @@
+"""The record of how a checkpoint came to be: `surgery.json`, and the card that people read."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import Checkpoint, TensorInfo
+from surgery.checkpoint.jsonfile import read_json_object
+from surgery.digest import ALGORITHM, PLACEHOLDER, combine
+from surgery.engine import Digests
+from surgery.errors import CheckpointError
+from surgery.plan import Plan
+
+RECORD = "surgery.json"
+KEY = "surgery"  # where a bare file's record lies in the header's own metadata
+FORMAT = 1
+
+
+def make_record(plan: Plan, digests: Digests) -> dict[str, Any]:
+    """Return the record of a run; the same run gives the same bytes, so it holds no time.
+
+    `Digests` without an entry give placeholders of the same length.
+    """
+    return {
+        "surgery": FORMAT,
+        "operation": plan.operation,
+        "parameters": dict(plan.parameters),
+        "inputs": [_input_record(plan, source, digests) for source in plan.sources],
+        "facts": dict(plan.facts),
+        "dropped": dict(plan.dropped),
+        "digest": ALGORITHM,
+        "outputs": {name: digests.outputs.get(name, PLACEHOLDER) for name in plan.order},
+        "versions": _versions(plan),
+    }
+
+
+def _input_record(plan: Plan, source: Checkpoint, digests: Digests) -> dict[str, Any]:
+    used: dict[Path, dict[str, TensorInfo]] = {file: {} for file in source.files}
+    for step in plan.steps:
+        for tensor in step.inputs:
+            if tensor.file in used:
+                used[tensor.file][tensor.name] = tensor
+    files = {
+        file.name: {
+            "bytes": source.stamps[file][2],
+            "tensors_read": len(tensors),
+            "digest": _file_digest(file, tensors, digests),
+        }
+        for file, tensors in used.items()
+    }
+    return {"ref": source.ref, "revision": source.revision, "files": files}
+
+
+def _file_digest(file: Path, tensors: Mapping[str, TensorInfo], digests: Digests) -> str:
+    """Digest what was read of a file: name, dtype, shape and digest of each tensor, by name."""
+    lines = []
+    for name, tensor in sorted(tensors.items()):
+        found = digests.inputs.get(f"{file}:{name}", PLACEHOLDER)
+        lines.append(f"{name} {tensor.dtype} {list(tensor.shape)} {found}\n".encode())
+    return combine(lines)
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    computed = any(step.fn is not None for step in plan.steps)
+    names = ("torch",) if computed else ()
+    return {
+        "surgery": tool_version(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def tool_version() -> str:
+    """Return the installed version of this distribution."""
+    try:
+        return version("model-surgery")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def read_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the record of a checkpoint, or None where it has none.
+
+    Raises:
+        CheckpointError: the record is there, and broken or of a later format.
+    """
+    if checkpoint.bare:
+        text = checkpoint.metadata.get(KEY)
+        place = checkpoint.files[0]
+        record = _parse(text, place) if text is not None else None
+    else:
+        place = checkpoint.root / RECORD
+        record = read_json_object(place) if place.exists() else None
+    if record is not None and record.get("surgery") != FORMAT:
+        fact = f"is a record of format {record.get('surgery')!r}, this version reads {FORMAT}"
+        raise CheckpointError(place, fact, "use the version that wrote it")
+    return record
+
+
+def _parse(text: str, place: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(place, "holds a broken record in its header") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(place, "holds a broken record in its header")
+    return record
+
+
+def model_card(plan: Plan) -> str:
+    """Return the README of an output: what was done to what, and how to check it.
+
+    Only names are told, never paths of the machine that made it.
+    """
+    front = ["---", "library_name: transformers", "tags:", "- surgery", f"- {plan.operation}"]
+    if hub := [s.ref.partition("@")[0] for s in plan.sources if s.revision]:
+        front += ["base_model:", *(f"- {json.dumps(ref)}" for ref in hub)]
+    names = ", ".join(_inline(source.name) for source in plan.sources)
+    body = [
+        f"# {_inline(plan.operation)} of {names}",
+        "",
+        "Made by arithmetic on stored weights, without training.",
+        "",
+        *_fenced(json.dumps({plan.operation: dict(plan.parameters)}, indent=2, default=str)),
+        "",
+        *(f"- {_inline(note)}" for note in plan.notes),
+        "",
+        f"The full record, with the digest of every tensor, is in `{RECORD}`. "
+        "`surgery verify` checks this directory against it, `surgery reproduce` makes it again.",
+    ]
+    return "\n".join([*front, "---", "", *body]) + "\n"
+
+
+def _inline(text: str) -> str:
+    """Escape what Markdown or HTML would act on."""
+    safe = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "`*_[]#|":
+        safe = safe.replace(mark, f"\\{mark}")
+    return safe
+
+
+def _fenced(text: str) -> list[str]:
+    """Fence text so that nothing in it can end the fence."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [f"{fence}json", *text.splitlines(), fence]

@@ -1,0 +1,189 @@
+"""Run a plan: check, write, record, publish. The one way to make a checkpoint."""
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from surgery.checkpoint.jsonfile import read_small_file
+from surgery.digest import LEAF, combine, leaf_digests
+from surgery.engine import DigestOnly, Digests, Engine, Progress
+from surgery.errors import Interrupted
+from surgery.plan import Plan, check_plan, fingerprint
+from surgery.preflight import MEMORY, check_output, default_workers, preflight
+from surgery.provenance import KEY, RECORD, make_record, model_card
+from surgery.shards import SHARD_SIZE, Layout, lay_out, make_header
+from surgery.slices import Scratch, Sources, pieces
+from surgery.write import Partial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        out: the output directory or file.
+        bytes_in, bytes_out: tensor bytes read and written, those of resumed steps left out.
+        reused: steps that an interrupted run had finished.
+        seconds: wall time, everything on disk included.
+        record: what went into `surgery.json`.
+    """
+
+    out: Path
+    bytes_in: int
+    bytes_out: int
+    reused: int
+    seconds: float
+    record: Mapping[str, Any]
+
+
+def run(
+    plan: Plan,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    memory: int = MEMORY,
+    shard_size: int = SHARD_SIZE,
+    force: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Carry out a plan and leave a complete checkpoint at `out`, or nothing.
+
+    What an interrupted run of the same plan has finished is checked and kept.
+
+    Args:
+        plan: from any operation.
+        out: a directory that does not exist or is empty; a .safetensors file for a bare plan.
+        workers: threads; the result does not depend on them.
+        memory: bytes of buffers and whole tensors to hold at once.
+        shard_size: bytes of tensor data per file of a directory.
+        force: replace a model that stands at `out`, in one step at the end.
+        fresh: do not go on with what an interrupted run left.
+        progress: called about ten times a second with bytes done and in all.
+
+    Raises:
+        PlanError: the run cannot succeed here; nothing was touched.
+        StepError: something failed midway; what is finished is kept for a resume.
+        Interrupted: Ctrl-C or SIGTERM; likewise.
+    """
+    began = perf_counter()
+    out = Path(out)
+    check_plan(plan)
+    limits = {"workers": workers or default_workers(), "memory": memory}
+    preflight(plan, out, force=force, shard_size=shard_size, **limits)
+    _allow_many_files()
+    layout = _layout(plan, shard_size)
+    with Sources(plan.sources) as sources, Partial(out, layout, bare=plan.bare) as partial:
+        check_output(plan, out, force=force)  # again, now that nobody else can write there
+        lines = partial.begin(fingerprint(plan, shard_size), fresh=fresh)
+        try:
+            finished = _still_sound(plan, partial, lines)
+            todo = [step for step in plan.steps if step.outputs[0][0] not in finished.outputs]
+            engine = Engine(todo, sources, partial, memory=memory)
+            made = engine.run(limits["workers"], progress)
+            sources.check_unchanged()
+            record = make_record(plan, _joined(finished, made))
+            _complete(plan, partial, layout, record)
+            partial.publish(replace=force)
+        except KeyboardInterrupt as stop:
+            remedy = "run the same command again to go on where it stopped"
+            raise Interrupted(out, "interrupted; what is finished is kept", remedy) from stop
+    return Report(
+        out=out,
+        bytes_in=sum(step.bytes_in for step in todo),
+        bytes_out=sum(step.bytes_out for step in todo),
+        reused=len(plan.steps) - len(todo),
+        seconds=perf_counter() - began,
+        record=record,
+    )
+
+
+def dry_digests(
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Mapping[str, Any]:
+    """Carry out a plan without writing anything, and return the record it would leave."""
+    _allow_many_files()
+    with Sources(plan.sources) as sources:
+        engine = Engine(check_plan(plan).steps, sources, DigestOnly(), memory=memory)
+        digests = engine.run(workers or default_workers(), progress)
+        sources.check_unchanged()
+    return make_record(plan, digests)
+
+
+def _layout(plan: Plan, shard_size: int) -> Layout:
+    if not plan.bare:
+        return lay_out(plan.outputs, shard_size=shard_size)
+    metadata = {KEY: _one_line(make_record(plan, Digests()))}
+    return lay_out(plan.outputs, shard_size=plan.bytes_out + 1, metadata=metadata)
+
+
+def _one_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"), default=str)
+
+
+def _still_sound(plan: Plan, partial: Partial, lines: Sequence[Mapping[str, Any]]) -> Digests:
+    """Return the digests of finished steps whose bytes are on disk as the journal says.
+
+    After a kill they always are; after a power cut or a change from outside they may not be.
+    """
+    specs = plan.outputs
+    scratch = Scratch()
+    found = Digests()
+    for line in lines:
+        outputs = line["outputs"]
+        if all(_read_digest(partial, n, specs[n].nbytes, scratch) == outputs[n] for n in outputs):
+            found.add(line)
+    return found
+
+
+def _read_digest(partial: Partial, name: str, size: int, scratch: Scratch) -> str:
+    leaves = []
+    for start, count in pieces(size):
+        view = scratch.take(0, count)
+        partial.read(name, start, view)
+        leaves += leaf_digests(view)
+    assert size == 0 or len(leaves) == -(-size // LEAF)  # noqa: S101
+    return combine(leaves)
+
+
+def _joined(first: Digests, second: Digests) -> Digests:
+    return Digests({**first.outputs, **second.outputs}, {**first.inputs, **second.inputs})
+
+
+def _complete(plan: Plan, partial: Partial, layout: Layout, record: Mapping[str, Any]) -> None:
+    """Write everything beside the tensors."""
+    if plan.bare:
+        shard = layout.shards[0]
+        specs = {name: plan.outputs[name] for name in shard.tensors}
+        header, _ = make_header(specs, {KEY: _one_line(record)})
+        assert len(header) == len(shard.header)  # noqa: S101 - placeholders have full length
+        partial.reheader(0, header)
+        return
+    index = layout.index(plan.outputs)
+    if index is not None:
+        partial.add("model.safetensors.index.json", _pretty(index))
+    partial.add("config.json", _pretty(plan.config))
+    for path in plan.carried:
+        partial.add(str(path.relative_to(plan.sources[0].root)), read_small_file(path))
+    partial.add("README.md", model_card(plan).encode())
+    partial.add(RECORD, _pretty(record))
+
+
+def _pretty(document: object) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+
+
+def _allow_many_files() -> None:
+    """A model of many shards needs two descriptors each."""
+    with suppress(ValueError, OSError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
