@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Command = TyperCommand | TyperGroup
 
+# Typer shows its own two differently in each shell.
+NOT_OURS = ("help", "install_completion", "show_completion")
 REFERENCE = Path(__file__).resolve().parent / "reference"
 HEAD = """# Command line
 
@@ -79,11 +81,11 @@ def section(command: Command, context: Context) -> str:
 
 
 def rows(command: Command, context: Context, *, kind: str) -> list[tuple[str, str]]:
-    """Names and help of the parameters of one kind; --help itself is left out."""
+    """Names and help of our own parameters of one kind."""
     records = [
         parameter.get_help_record(context)
         for parameter in command.get_params(context)
-        if parameter.param_type_name == kind and parameter.name != "help"
+        if parameter.param_type_name == kind and parameter.name not in NOT_OURS
     ]
     return [record for record in records if record]
 
