@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from surgery.errors import CheckpointError, printable
+from surgery.errors import CheckpointError
 
 # Bits per element. Everything is carried as bytes, so a dtype needs no more than its size.
 BITS = {
@@ -20,18 +20,24 @@ BITS = {
 MAX_HEADER = 100_000_000
 MAX_U64 = 2**64 - 1
 SNIFF = 512
+MAX_SHOWN = 200  # characters of a name in a message
 
 # First bytes of what people mistake for safetensors: (bytes, what it is, what to do).
 LOOKALIKES = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights", "run `git lfs pull`"),
-    (b"GGUF", "a GGUF file", "use the original Hugging Face checkpoint"),
-    (b"PK\x03\x04", "a PyTorch zip (pickle) file", "convert it with `surgery convert`"),
-    (b"\x80\x02", "a pickle file", "convert it with `surgery convert`"),
-    (b"\x80\x04", "a pickle file", "convert it with `surgery convert`"),
-    (b"\x89HDF", "an HDF5 file", "convert it to safetensors first"),
-    (b"<!DOCTYPE", "an HTML page saved in place of the weights", "download the file again"),
-    (b"<!doctype", "an HTML page saved in place of the weights", "download the file again"),
-    (b"<html", "an HTML page saved in place of the weights", "download the file again"),
+    ((b"version https://git-lfs",), "a Git LFS pointer, not the weights", "run `git lfs pull`"),
+    ((b"gguf",), "a GGUF file", "use the original Hugging Face checkpoint"),
+    ((b"pk\x03\x04",), "a PyTorch zip (pickle) file", "convert it with `surgery convert`"),
+    (
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a pickle file",
+        "convert it with `surgery convert`",
+    ),
+    ((b"\x89hdf",), "an HDF5 file", "convert it to safetensors first"),
+    (
+        (b"<!doctype", b"<html"),
+        "an HTML page saved in place of the weights",
+        "download the file again",
+    ),
 )
 
 
@@ -101,19 +107,39 @@ def open_regular(path: Path) -> int:
 
 
 def _header_length(path: Path, first: bytes, size: int) -> int:
-    for magic, what, remedy in LOOKALIKES:
-        if first.lstrip().startswith(magic):
-            raise CheckpointError(path, f"is {what}", remedy)
     if size < 8:  # noqa: PLR2004 - the length field
         raise CheckpointError(path, f"is {size} bytes, too small for a header", "copy it again")
     length = int.from_bytes(first[:8], "little")
+    if length <= min(MAX_HEADER, size - 8):
+        return length
+    # Only now: a sound header of 640 bytes begins like a pickle.
+    _refuse_lookalike(path, first.lstrip().lower())
     if length > MAX_HEADER:
         fact = f"claims a header of {length} bytes, over the format's limit of {MAX_HEADER}"
         raise CheckpointError(path, fact, "it is not a safetensors file, or is damaged")
-    if length + 8 > size:
-        fact = f"its header of {length} bytes ends past the file's {size} bytes"
-        raise CheckpointError(path, fact, "the file is truncated: copy it again")
-    return length
+    fact = f"its header of {length} bytes ends past the file's {size} bytes"
+    raise CheckpointError(path, fact, "the file is truncated: copy it again")
+
+
+def _refuse_lookalike(path: Path, first: bytes) -> None:
+    for magics, what, remedy in LOOKALIKES:
+        if first.startswith(magics):
+            raise CheckpointError(path, f"is {what}", remedy)
+
+
+def repeated(items: list[tuple[str, Any]]) -> str:
+    """Return the first key that stands twice, in quotes; linear in a hostile number of keys."""
+    seen: set[str] = set()
+    for name, _ in items:
+        if name in seen:
+            return quoted(name)
+        seen.add(name)
+    return ""
+
+
+def quoted(name: str) -> str:
+    """Return a name in quotes, for a message: cut in the middle where it would fill a screen."""
+    return repr(name if len(name) <= MAX_SHOWN else f"{name[:120]}...{name[-60:]}")
 
 
 def parse_header(raw: bytes, *, file: Path, file_size: int) -> Header:
@@ -143,9 +169,7 @@ def _load_json(raw: bytes, file: Path) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)
         if len(out) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            bad(f"names {twice!r} twice")
+            bad(f"names {repeated(items)} twice")
         return out
 
     try:
@@ -182,12 +206,14 @@ def _check_text(text: str, file: Path, where: str) -> None:
 
 def _entry(name: str, value: object, file: Path, start: int) -> TensorInfo:
     _check_text(name, file, "a tensor name")
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):  # noqa: PLR2004 - C0 controls and DEL
-        fact = f"the tensor name '{printable(name)}' holds control characters"
+    if any(c < " " or "\x7f" <= c <= "\x9f" for c in name):  # C0, DEL and C1
+        fact = f"the tensor name {quoted(name)} holds control characters"
         raise CheckpointError(file, fact, "rename the tensor where the file was made")
 
     def bad(fact: str) -> NoReturn:
-        raise CheckpointError(file, f"tensor {name!r} {fact}", "the file is damaged or forged")
+        raise CheckpointError(
+            file, f"tensor {quoted(name)} {fact}", "the file is damaged or forged"
+        )
 
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         bad("does not have exactly dtype, shape and data_offsets")
@@ -230,7 +256,7 @@ def _check_coverage(
     for tensor in tensors:
         if tensor.offset != end:
             what = "leaves a hole" if tensor.offset > end else "overlaps another tensor"
-            fact = f"tensor {tensor.name!r} {what} at byte {min(tensor.offset, end)}"
+            fact = f"tensor {quoted(tensor.name)} {what} at byte {min(tensor.offset, end)}"
             raise CheckpointError(file, fact, "the file is damaged or forged")
         end += tensor.nbytes
     if end != file_size:

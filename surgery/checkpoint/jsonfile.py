@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint.header import open_regular
+from surgery.checkpoint.header import open_regular, repeated
 from surgery.errors import CheckpointError
 
 MAX_JSON = 512 << 20  # bytes; the largest tokenizer.json in use has about 40 MB
@@ -53,9 +53,8 @@ def _unique(path: Path) -> Any:  # noqa: ANN401 - the hook's type is json's own
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)
         if len(out) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(path, f"gives the key {twice!r} twice", "keep one of them")
+            fact = f"gives the key {repeated(items)} twice"
+            raise CheckpointError(path, fact, "keep one of them")
         return out
 
     return pairs

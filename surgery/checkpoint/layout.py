@@ -1,21 +1,32 @@
 """Find the weights and the files to carry along in a Hugging Face directory."""
 
+import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint.header import TensorInfo, read_header
+from surgery.checkpoint.header import TensorInfo, quoted, read_header
 from surgery.checkpoint.jsonfile import read_json_object
 from surgery.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_NAME = 255  # bytes of a file name, on every usual file system
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".incomplete")
 # Never carried: the record and the card are written anew, an index belongs to its shards.
 NOT_CARRIED = ("README.md", "surgery.json", ".gitattributes")
+# Read by transformers when the output is loaded; any other JSON file is carried as it is.
+JSON_OBJECTS = tuple(
+    f"{stem}.json"
+    for stem in (
+        *("generation_config", "tokenizer", "tokenizer_config", "special_tokens_map"),
+        *("added_tokens", "vocab", "chat_template", "processor_config"),
+        *("preprocessor_config", "video_preprocessor_config"),
+    )
+)
 CARRIED_FOLDERS = ("additional_chat_templates",)
 
 
@@ -59,13 +70,18 @@ def single_file(path: Path) -> Weights:
 
 
 def _choose(root: Path, names: Sequence[str]) -> str:
-    if SINGLE in names and INDEX in names:
+    if SINGLE in names and INDEX in names and _shards(root) != {SINGLE}:
         fact = f"holds both {SINGLE} and {INDEX}, which may be two different models"
         raise CheckpointError(root, fact, f"choose one with --weights {INDEX} (or {SINGLE})")
     for name in (INDEX, SINGLE):
         if name in names:
             return name
     raise CheckpointError(root, *_why_no_weights(root, names))
+
+
+def _shards(root: Path) -> set[str]:
+    """Name the files of the index; some savers write one even for a single file."""
+    return set(_weight_map(contained(root, INDEX)).values())
 
 
 def _why_no_weights(root: Path, names: Sequence[str]) -> tuple[str, str]:
@@ -100,13 +116,13 @@ def _indexed(root: Path, index: Path) -> Weights:
             if mapping.get(tensor.name) != name:
                 told = mapping.get(tensor.name)
                 where = f"the index places it in {told}" if told else "the index does not name it"
-                fact = f"holds the tensor {tensor.name!r}, but {where}"
+                fact = f"holds the tensor {quoted(tensor.name)}, but {where}"
                 raise CheckpointError(path, fact, "the index and the shards are of two models")
             tensors[tensor.name] = tensor
     missing = [name for name in mapping if name not in tensors]
     if missing:
         shard = files[mapping[missing[0]]].name
-        fact = f"names {missing[0]!r} in {shard}, which does not hold it"
+        fact = f"names {quoted(missing[0])} in {shard}, which does not hold it"
         raise CheckpointError(index, fact, "the index and the shards are of two models")
     return Weights(tuple(files.values()), tensors)
 
@@ -117,13 +133,16 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(index, "has no weight_map", "restore the index file")
     for tensor, name in mapping.items():
         if not isinstance(name, str) or not _is_plain_shard(name):
-            fact = f"places {tensor!r} in {name!r}, which is no .safetensors file beside it"
+            shown = quoted(name) if isinstance(name, str) else type(name).__name__
+            fact = f"places {quoted(tensor)} in {shown}, which is no .safetensors file beside it"
             raise CheckpointError(index, fact, "the index is damaged or forged")
     return mapping
 
 
 def _is_plain_shard(name: str) -> bool:
-    return name.endswith(".safetensors") and "/" not in name and "\\" not in name
+    if not name.endswith(".safetensors") or not name.isprintable():
+        return False
+    return not {"/", "\\"} & set(name) and len(os.fsencode(name)) <= MAX_NAME
 
 
 def contained(root: Path, name: str) -> Path:
@@ -137,6 +156,8 @@ def contained(root: Path, name: str) -> Path:
     path = root / name
     try:
         real = path.resolve(strict=True)
+    except RuntimeError as error:  # Python 3.11 and 3.12; from 3.13 on it is an OSError
+        raise CheckpointError(path, "is a link that leads to itself", "copy it again") from error
     except OSError as error:
         fact = f"is missing ({error.strerror})" if error.errno else "is missing"
         raise CheckpointError(path, fact, "the checkpoint is incomplete: copy it again") from error
@@ -180,7 +201,7 @@ def carried_files(root: Path, config: dict[str, Any] | None) -> tuple[Path, ...]
     for path in files:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(path, "is not a regular file", "remove it")
-        if path.suffix == ".json":
+        if path.name in JSON_OBJECTS:
             read_json_object(path)
     return tuple(files)
 

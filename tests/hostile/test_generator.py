@@ -4,8 +4,9 @@ import json
 from collections import Counter
 
 import pytest
-from hostile import CANARY, CASES
 from safetensors import SafetensorError, safe_open
+
+from hostile import CANARY, CASES
 
 # The reader waits for ever on a FIFO and maps what it opens: only plain files are given to it.
 JUDGED = [case for case in CASES if case.crate]
