@@ -19,7 +19,7 @@ STRICTER = (
     "exactly dtype",
     "__metadata__",
     "unknown dtype",
-    "no int",
+    "integer",
 )
 
 
