@@ -39,7 +39,7 @@ docs: $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.stack
 
 fixtures: $(VENV)/.installed-test
 	$(BIN)/python fixtures/make.py
