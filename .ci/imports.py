@@ -56,8 +56,8 @@ def probe(name: str) -> str | None:
 
 
 def sources(package: str) -> list[Path]:
-    """The package's Python files, generated and hidden ones left out."""
-    return [path for path in (ROOT / package).rglob("*.py") if "__pycache__" not in path.parts]
+    """The package's Python files, less those whose import is a run."""
+    return [path for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py"]
 
 
 def module_name(path: Path) -> str:
