@@ -143,7 +143,6 @@ def find_stacks(names: Iterable[str]) -> tuple[Stack, ...]:
     for name in names:
         words = name.split(".")
         at = next((i for i, word in enumerate(words) if i and NUMBER.fullmatch(word)), None)
-        at = 0 if NUMBER.fullmatch(words[0]) else at
         if at is not None and at + 1 < len(words):
             layers = found.setdefault(".".join(words[:at]), {})
             layers.setdefault(int(words[at]), []).append(".".join(words[at + 1 :]))
@@ -211,7 +210,7 @@ def _choose_stack(
 
 def _stack_bytes(checkpoint: Checkpoint, stack: Stack) -> int:
     return sum(
-        checkpoint.tensors[stack.name(n, rest) if stack.prefix else f"{n}.{rest}"].nbytes
+        checkpoint.tensors[stack.name(n, rest)].nbytes
         for n, layer in stack.layers.items()
         for rest in layer
     )

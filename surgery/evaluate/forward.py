@@ -97,9 +97,13 @@ def _chunk_costs(
 def _divergence(p_cv: "torch.Tensor", q_cv: "torch.Tensor") -> "torch.Tensor":
     """Return KL(p || q) of log-probabilities, in nats, shape [c].
 
-    The sum of p (log p - log q) - p + q: the last two cancel in exact arithmetic, and in float32
-    they take away the rounding of the two normalizers, which small divergences drown in. What is
-    left may still round below zero, where no divergence is.
+    The sum of p (log p - log q) - p + q, where the last two cancel in exact arithmetic. In float32
+    they take away the rounding of the two normalizers, in which a small divergence would drown.
+    Where p and q are near, q - p is p expm1(log q - log p), which keeps its digits. What is left
+    may still round below zero, where no divergence is.
     """
-    p, q = p_cv.exp(), q_cv.exp()
-    return (p * (p_cv - q_cv) - p + q).sum(-1).clamp_min(0)
+    import torch
+
+    d_cv, p, q = p_cv - q_cv, p_cv.exp(), q_cv.exp()
+    near = p * (d_cv + torch.expm1(-d_cv))
+    return torch.where(d_cv.abs() < 1, near, p * d_cv - p + q).sum(-1).clamp_min(0)

@@ -145,13 +145,12 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
     Raises:
         TrainError: transformers cannot load the model whole, or it is not a causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
+    auto = _auto_class(source.config)
     with _quiet():
         model, info = _attempt(
             source.path,
             "model",
-            lambda: AutoModelForCausalLM.from_pretrained(
+            lambda: auto.from_pretrained(
                 source.path,
                 config=source.config,
                 dtype=dtype,
@@ -185,6 +184,15 @@ def _check_parts(found: Checkpoint) -> None:
     if not any((found.root / name).is_file() for name in _TOKENIZER_FILES):
         remedy = "copy tokenizer.json and tokenizer_config.json from the model it was made from"
         raise CheckpointError(found.root, "there is no tokenizer", remedy)
+
+
+def _auto_class(config: "PreTrainedConfig") -> Any:  # noqa: ANN401 - one of two classes
+    """Return the class that loads every part of the model, those for images included."""
+    import transformers
+
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _limit(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -1,0 +1,144 @@
+"""The `surgery` command: finds the command's file, runs it, turns errors into one sentence."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import typer
+import typer.core
+import typer.main
+
+from surgery.errors import Exit, SurgeryError, printable
+
+# Command: file in cli/, and the line that `surgery --help` shows (no file is loaded for it).
+LOOK = "Look"
+SHAPE = "Change the shape"
+MEASURE = "Measure and repeat"
+COMMANDS = {
+    "inspect": ("inspect", LOOK, "Show what a checkpoint is made of."),
+    "diff": ("diff", LOOK, "Compare two checkpoints, tensor by tensor and layer by layer."),
+    "verify": ("verify", LOOK, "Check that a checkpoint is whole, loads, and matches its record."),
+    "stack": ("stack", SHAPE, "Repeat layers: G_stack, depth up-scaling, any layer map."),
+    "expand": ("expand", SHAPE, "Insert identity blocks that change nothing until trained."),
+    "prune": ("prune", SHAPE, "Drop layers."),
+    "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
+    "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
+    "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
+    "demo": ("demo", MEASURE, "Take a complete tour on a small trained model."),
+}
+UsageError: Any = typer.BadParameter.__base__
+ClickException: Any = UsageError.__base__
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """A group that imports a command's file only when that command runs."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - click's own type
+        """Return all names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002
+        """Load one command, or a stand-in with its help line while all are listed."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, panel, line = COMMANDS[cmd_name]
+        if self.listing:
+            return typer.core.TyperCommand(cmd_name, help=line, rich_help_panel=panel)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(import_module(f"cli.{module}").command)
+        found = typer.main.get_command(single)
+        found.name = cmd_name
+        return found
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
+        """Write the help without loading any command."""
+        self.listing = True
+        super().format_help(ctx, formatter)
+        self.listing = False
+
+
+def get_command() -> Any:  # noqa: ANN401 - click's own type
+    """Return the root command, for the generated reference."""
+    app = typer.Typer(
+        cls=LazyGroup,
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    return typer.main.get_command(app)
+
+
+def root(
+    *,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show tracebacks; works after a command too."
+    ),
+) -> None:
+    """Change a trained model's weights instead of training a new one."""
+    del debug  # taken out of the arguments before they are parsed
+    if version:
+        from surgery.provenance import tool_version
+
+        typer.echo(f"surgery {tool_version()}")
+        raise typer.Exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or bool(os.environ.get("SURGERY_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    if argv is None:
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = get_command().main(args=words, prog_name="surgery", standalone_mode=False)
+    except SurgeryError as error:
+        if debug:
+            raise
+        return _say(str(error), error.exit_code)
+    except ClickException as error:
+        return _say(_usage(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; nothing was left behind", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the output has enough
+        return Exit.DONE
+    except Exception as error:
+        if debug:
+            raise
+        text = printable(f"{type(error).__name__}: {error}")[:300]
+        return _say(f"a fault in surgery itself ({text}); --debug shows where", Exit.FAILED)
+    return code if isinstance(code, int) else Exit.DONE
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _usage(error: Any) -> str:  # noqa: ANN401 - click's own type
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "surgery"
+    return f"{command}: {printable(error.format_message().strip())}"
+
+
+def _say(text: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"surgery: {text}\n" if not text.startswith("surgery") else f"{text}\n")
+    return int(code)
+
+
+def entry() -> NoReturn:
+    """Run as a program: daemon threads of an interrupted run must not delay the end."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == Exit.INTERRUPTED:
+        os._exit(code)
+    sys.exit(code)
