@@ -106,19 +106,21 @@ def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _rows(found: Evaluation, *, documents: bool) -> list[tuple[str, ...]]:
-    """Return the cells of the table: texts one after the other, in each the models."""
-    models = _short([model.ref for model in found.models])
-    groups = [[model.domains[i] for model in found.models] for i in range(len(_texts(found)))]
-    if len(groups) > 1:
-        groups.append([model.overall for model in found.models])
+    """Return the cells of the table: one text after the other, the models in each."""
+    by_model = [[*m.domains, *([m.overall] if m.domains[1:] else [])] for m in found.models]
+    rows = _section(found, by_model)
     if documents:
-        count = len(found.models[0].per_document)
-        groups[:0] = [[model.per_document[i] for model in found.models] for i in range(count)]
-    names = _short([group[0].name for group in groups])
+        return _section(found, [m.per_document for m in found.models]) + rows
+    return rows
+
+
+def _section(found: Evaluation, by_model: Sequence[Sequence[Figures]]) -> list[tuple[str, ...]]:
+    models = _short([model.ref for model in found.models])
+    texts = _short([figures.name for figures in by_model[0]])
     return [
-        (name if first else "", model, *_cells(figures, parent=first))
-        for name, group in zip(names, groups, strict=True)
-        for model, figures, first in zip(models, group, _first(len(models)), strict=True)
+        ("" if number else text, name, *_cells(figures, parent=number == 0))
+        for text, group in zip(texts, zip(*by_model, strict=True), strict=True)
+        for number, (name, figures) in enumerate(zip(models, group, strict=True))
     ]
 
 
@@ -195,14 +197,6 @@ def _short(names: Sequence[str]) -> list[str]:
     return [
         short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)
     ]
-
-
-def _first(count: int) -> list[bool]:
-    return [place == 0 for place in range(count)]
-
-
-def _texts(found: Evaluation) -> tuple[Figures, ...]:
-    return found.models[0].domains
 
 
 def _fewest() -> int:
