@@ -1,5 +1,6 @@
 """Find the weights and the files to carry along in a Hugging Face directory."""
 
+import json
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from surgery.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_NESTING = 100  # of a config, which is walked by recursion when it is changed
 MAX_NAME = 255  # bytes of a file name, on every usual file system
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".incomplete")
@@ -179,7 +181,20 @@ def read_config(root: Path) -> dict[str, Any] | None:
     """Read config.json, or return None where there is none."""
     if not (root / "config.json").exists() and not (root / "config.json").is_symlink():
         return None
-    return read_json_object(contained(root, "config.json"))
+    path = contained(root, "config.json")
+    config = read_json_object(path)
+    if _is_deeper(config, MAX_NESTING):
+        raise CheckpointError(path, f"is nested deeper than {MAX_NESTING} levels")
+    try:
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(path, "holds a lone surrogate, which is not Unicode text") from error
+    return config
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (levels == 0 or any(_is_deeper(v, levels - 1) for v in inner))
 
 
 def carried_files(root: Path, config: dict[str, Any] | None) -> tuple[Path, ...]:
