@@ -88,6 +88,7 @@ def test_a_command_reads_the_model_and_does_nothing_else(name, command, place, t
         success = case.outcome(command) == "success"
         assert (process.returncode == 0) == success, process.stderr
     assert process.returncode in {0, 1, 2}, process.stderr
+    assert "fault in surgery" not in process.stderr
     assert seen["acts"] == []
     assert not (place / CANARY).exists()
     assert [file for file in seen["code"] if below(Path(file), [place])] == []
@@ -105,3 +106,39 @@ def test_a_model_that_is_not_there_is_not_looked_for_on_the_network(ref, place, 
     assert ref in process.stderr
     assert len(process.stderr.splitlines()) <= 5
     assert seen["acts"] == []
+
+
+def watched(act):
+    """Run source text under the hook, in a process of its own; return what the hook saw."""
+    begin = "import audited, json; seen = {'acts': [], 'opens': [], 'code': [], 'imports': []}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{begin}; audited.watch(seen); {act}; print(json.dumps(seen))"],
+        cwd=HERE,
+        timeout=SECONDS,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+MISDEEDS = {
+    "os.system": "import os; os.system('true')",
+    "subprocess.Popen": "import subprocess; subprocess.run(['true'])",
+    "socket.connect": "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
+    "pickle.find_class": "import pickle; pickle.loads(b'cbuiltins\\nlen\\n.')",
+}
+
+
+@pytest.mark.parametrize("event", MISDEEDS)
+def test_the_hook_sees_what_it_forbids(event):
+    """Otherwise the tests above could not fail."""
+    assert event in {name for name, _ in watched(MISDEEDS[event])["acts"]}
+
+
+def test_the_hook_sees_files_and_foreign_code(tmp_path):
+    stranger = tmp_path / "stranger.py"
+    stranger.write_text("x = 1\n")
+    seen = watched(f"import runpy; runpy.run_path({str(stranger)!r})")
+    assert str(stranger) in seen["opens"]
+    assert str(stranger) in seen["code"]
