@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     *("text", "model", "bits/byte", "change", "95% interval", "verdict"),
-    *("KL mean", "p95", "p99", "top-1"),
+    *("KL mean", "KL p99", "top-1"),
 )
-_NUMBERS = (2, 3, 4, 6, 7, 8, 9)
+_NUMBERS = (2, 3, 4, 6, 7, 8)
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
 def command(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Directories or hub refs; the first is the parent."
-        ),
+        typer.Argument(metavar="MODEL", help="Directories or hub refs; the first is the parent."),
     ],
     *,
     text: Annotated[
@@ -68,10 +66,7 @@ def command(
     Every token is scored once, with the most context that the windows allow. Differences from the
     parent come with a 95% interval, by a bootstrap over documents that pairs the models.
 
-    Examples:
-        surgery eval base base-stack2 --text held-out.jsonl
-
-        surgery eval base --text docs/*.md --json
+    Example: surgery eval base base-stack2 --text held-out.jsonl
     """
     from surgery.evaluate import evaluate
 
@@ -137,8 +132,8 @@ def _cells(figures: Figures, *, parent: bool) -> tuple[str, ...]:
 
 def _divergence(found: Divergence | None) -> tuple[str, ...]:
     if found is None:
-        return ("",) * 4
-    return (*map(_nats, (found.mean, found.p95, found.p99)), f"{found.agreement:.1%}")
+        return ("",) * 3
+    return (_nats(found.mean), _nats(found.p99), f"{found.agreement:.1%}")
 
 
 def _nats(value: float) -> str:
@@ -151,10 +146,14 @@ def _notes(found: Evaluation) -> list[str]:
     dtypes = ", ".join(dict.fromkeys(model.dtype for model in found.models))
     notes = [
         f"context {found.context}, stride {found.stride}, {dtypes} on {found.device}; "
-        f"{overall.documents} documents, {overall.bytes} bytes; KL in nats per token"
+        f"{overall.documents} document{'s'[: overall.documents > 1]}, {overall.bytes} bytes; "
+        "KL in nats per token"
     ]
+    said: dict[str, list[str]] = {}
     for model, name in zip(found.models, _short([m.ref for m in found.models]), strict=True):
-        notes += [f"{name}: {note}" for note in _model_notes(model)]
+        for note in _model_notes(model):
+            said.setdefault(note, []).append(name)
+    notes += [f"{', '.join(names)}: {note}" for note, names in said.items()]
     if any(d.difference and d.difference.low is None for m in found.models for d in m.domains):
         notes.append(f"a text of fewer than {_fewest()} documents has no interval")
     return notes

@@ -151,3 +151,32 @@ def test_help_and_errors_of_texts_load_neither_torch_nor_transformers(tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout
+
+
+def test_a_note_shared_by_models_is_told_once(
+    run: Callable[..., Result], make_model: Make, documents: Path
+) -> None:
+    models = [make_model(seed=seed, tokenizer={"bos": None}) for seed in (0, 1)]
+    notes = run(*models, "--text", documents).stdout
+    assert notes.count("no beginning-of-sequence token") == 1
+    assert "tiny0, tiny1: no beginning-of-sequence token" in notes
+
+
+def test_a_person_at_a_terminal_sees_progress(
+    run: Callable[..., Result],
+    models: Sequence[Path],
+    documents: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    from cli import render
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True)
+    monkeypatch.setattr(render, "err", lambda: console)
+    result = run(*models, "--text", documents)
+    assert "tiny1" in screen.getvalue()
+    assert "\x1b" not in result.stdout

@@ -194,3 +194,17 @@ def test_nothing_is_printed_and_the_settings_of_transformers_are_kept(
     evaluate([make_model(seed=0)], [documents])
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_running_out_of_memory_names_the_options_that_lower_it(
+    make_model: Make, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    def forward(self: object, input_ids: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory\nmany lines of advice")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(TrainError, match="lower --batch-tokens or --context") as caught:
+        evaluate([make_model(seed=0)], [documents])
+    assert "\n" not in str(caught.value)
