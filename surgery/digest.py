@@ -5,7 +5,9 @@ that leaves may be hashed in any order by any thread. An empty tensor has no lea
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 LEAF = 512 << 10
 ALGORITHM = "sha256 of the sha256 of every 512 KiB leaf"
@@ -24,3 +26,16 @@ def combine(leaves: Iterable[bytes]) -> str:
     for leaf in leaves:
         total.update(leaf)
     return total.hexdigest()
+
+
+@dataclass(slots=True)
+class Digests:
+    """Digests by tensor name: outputs, and inputs as `file name:tensor name`."""
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take the digests of a finished step."""
+        self.outputs.update(line["outputs"])
+        self.inputs.update(line["inputs"])

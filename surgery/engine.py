@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from surgery.checkpoint import BITS
-from surgery.digest import LEAF, combine, leaf_digests
+from surgery.digest import LEAF, Digests, combine, leaf_digests
 from surgery.plan import Step
 from surgery.slices import Item, Scratch, Sources, cut, pieces
 
@@ -36,19 +36,6 @@ class DigestOnly:
 
     def finish(self, line: Mapping[str, Any]) -> None:
         """Note nothing."""
-
-
-@dataclass(slots=True)
-class Digests:
-    """Digests by tensor name: outputs, and inputs as `file name:tensor name`."""
-
-    outputs: dict[str, str] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Take the digests of a finished step."""
-        self.outputs.update(line["outputs"])
-        self.inputs.update(line["inputs"])
 
 
 @dataclass(slots=True)
@@ -98,8 +85,8 @@ class Engine:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(TICK)
-                    if progress:
-                        progress(self.done_bytes, self.total_bytes)
+                    self._tell(progress)
+            self._tell(progress)
         except BaseException:
             self._stop.set()
             for thread in threads:
@@ -108,6 +95,10 @@ class Engine:
         if self._failure:
             raise self._failure
         return self.digests
+
+    def _tell(self, progress: Progress | None) -> None:
+        if progress:
+            progress(self.done_bytes, self.total_bytes)
 
     def _work(self) -> None:
         scratch = Scratch()

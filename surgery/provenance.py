@@ -9,8 +9,7 @@ from typing import Any
 
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.checkpoint.jsonfile import read_json_object
-from surgery.digest import ALGORITHM, PLACEHOLDER, combine
-from surgery.engine import Digests
+from surgery.digest import ALGORITHM, PLACEHOLDER, Digests, combine
 from surgery.errors import CheckpointError
 from surgery.plan import Plan
 

@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import Any
 
 from surgery.checkpoint.jsonfile import read_small_file
-from surgery.digest import LEAF, combine, leaf_digests
-from surgery.engine import DigestOnly, Digests, Engine, Progress
+from surgery.digest import LEAF, Digests, combine, leaf_digests
+from surgery.engine import DigestOnly, Engine, Progress
 from surgery.errors import Interrupted
 from surgery.plan import Plan, check_plan, fingerprint
 from surgery.preflight import MEMORY, check_output, default_workers, preflight

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Partial:
         self._direct: list[int | None] = []
         self._journal = -1
         self._lock = -1
+        self._journal_lock = threading.Lock()
 
     def __enter__(self) -> "Partial":
         try:
@@ -121,11 +123,11 @@ class Partial:
         except OSError:
             return []
         lines = []
-        for line in raw.splitlines():
+        for line in filter(None, raw.splitlines()):
             try:
                 lines.append(json.loads(line))
             except ValueError:
-                break  # the line that was being written when the run was killed
+                continue  # the line that was being written when a run was killed
         return lines
 
     def _shards_are_whole(self) -> bool:
@@ -156,9 +158,11 @@ class Partial:
         self._journal = os.open(self.folder / "journal", flags, 0o666)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        if os.write(self._journal, data) != len(data):
-            raise OSError(errno.ENOSPC, "short write to the journal")
+        """Write one line, behind a line break that ends a line cut short before it."""
+        data = b"\n" + json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        with self._journal_lock:
+            while data:
+                data = data[os.write(self._journal, data) :]
 
     def write(self, name: str, at: int, view: memoryview) -> None:
         """Write a piece of tensor `name`, `at` bytes into it; any thread, any order.
