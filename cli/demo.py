@@ -1,0 +1,105 @@
+"""`surgery demo`: a complete tour on the small trained model that comes with the tool."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from surgery.errors import CheckpointError, StepError
+
+MODEL = Path(__file__).parent / "demo_model"
+TEXT = Path(__file__).parent / "demo_text.jsonl"
+PROMPT = "def read_file(path):\n"
+NEW_TOKENS = 48
+
+
+def command(
+    *,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder that the tour fills.")
+    ] = Path("demo-out"),
+) -> None:
+    """Take a complete tour on a small trained model; every command is printed to be repeated.
+
+    Running it again replaces the models in the folder.
+    """
+    if not (MODEL / "config.json").exists() or not TEXT.exists():
+        raise CheckpointError(MODEL, "the demo's model was not installed", "reinstall surgery")
+    base, text = _prepare(output)
+    stacked, expanded = output / "base-stack2", output / "base-expand2"
+    tour = _Tour()
+    tour.say("A language model of 0.9 M parameters, trained on Python's own sources.")
+    tour.run("inspect", base)
+    tour.say("Stack it: the same layers twice, bytes copied. It must be trained on to be useful.")
+    tour.run("stack", base, "--factor", "2", "-o", stacked, "--force")
+    tour.say("Expand it: two new blocks that add nothing yet, so that nothing is forgotten.")
+    tour.run("expand", base, "--blocks", "2", "-o", expanded, "--force")
+    tour.say("Measure all three in bits per byte on text none of them has seen; lower is better.")
+    tour.run("eval", base, stacked, expanded, "--text", text)
+    tour.say("Load them in transformers, as anybody would, and let each go on with a function.")
+    _generate([base, stacked, expanded])
+    tour.say("Check the stacked model: sound, complete, loadable, and as its record says.")
+    tour.run("verify", stacked)
+    tour.say("Make the expanded model again from its record alone, and compare every tensor.")
+    tour.run("reproduce", expanded)
+    tour.close(output)
+
+
+def _prepare(output: Path) -> tuple[Path, Path]:
+    base, text = output / "base", output / "held-out.jsonl"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(MODEL, base, dirs_exist_ok=True)
+        shutil.copyfile(TEXT, text)
+    except OSError as error:
+        raise StepError(output, f"cannot be written ({error.strerror})") from error
+    return base, text
+
+
+class _Tour:
+    """Runs commands as if they were typed, and remembers them."""
+
+    def __init__(self) -> None:
+        self.typed: list[str] = []
+
+    def say(self, text: str) -> None:
+        render.line()
+        render.line(text, "bold")
+
+    def run(self, *words: object) -> None:
+        from cli.main import main
+
+        line = shlex.join(["surgery", *(str(word) for word in words)])
+        self.typed.append(line)
+        render.line(f"$ {line}", "cyan")
+        code = main([str(word) for word in words])
+        if code:
+            raise typer.Exit(code)
+
+    def close(self, output: Path) -> None:
+        self.say(f"All of it is in {output}/. The commands, to repeat any step:")
+        for line in self.typed:
+            render.line(f"  {line}")
+
+
+def _generate(models: list[Path]) -> None:
+    """Print what each model writes, greedily, and whether it is what the first writes."""
+    from surgery.evaluate.sample import greedy
+
+    texts = [greedy(model, PROMPT, new_tokens=NEW_TOKENS) for model in models]
+    rows = [
+        (model.name, text, "the parent" if i == 0 else _relation(text, texts[0]))
+        for i, (model, text) in enumerate(zip(models, texts, strict=True))
+    ]
+    render.line(PROMPT.rstrip(), "dim")
+    for name, text, relation in rows:
+        render.line(f"{name} ({relation})", "bold")
+        for line in text.splitlines():
+            render.line(f"  {line}")
+
+
+def _relation(text: str, parent: str) -> str:
+    return "word for word as its parent" if text == parent else "not what its parent writes"
