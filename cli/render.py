@@ -2,16 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Blocks that fill a cell by eighths, from the left.
+EIGHTHS = ("", *"\u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588")
 Report = Callable[[int, int], None]
 
 
@@ -33,8 +35,13 @@ def err() -> "Console":
 
 
 def print_json(document: object) -> None:
-    """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON object on stdout; what UTF-8 cannot hold is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8, a lone surrogate in a record
+        text = json.dumps(document, indent=2, default=str)
+    sys.stdout.write(text + "\n")
 
 
 def line(text: str = "", style: str | None = None) -> None:
@@ -47,18 +54,44 @@ def remark(text: str) -> None:
     err().print(printable(text), style="dim", markup=False)
 
 
+def gap() -> None:
+    """Print an empty line between tables when piped; on a terminal tables bring their own."""
+    if not out().is_terminal:
+        sys.stdout.write("\n")
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and what is told of them, one a line; the names dim on a terminal."""
+    from rich.text import Text
+
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, told in rows:
+        shown = Text(f"  {name.ljust(width)}  ", style="dim").append(printable(told), "not dim")
+        out().print(shown)
+
+
+def share_bar(share: float, cells: int) -> tuple[str, ...]:
+    """Return a bar of at most so many cells for a terminal; nothing when piped."""
+    if not out().is_terminal:
+        return ()
+    whole, eighths = divmod(round(share * cells * 8), 8)
+    return (EIGHTHS[-1] * whole + EIGHTHS[eighths],)
+
+
 def table(
     headings: Sequence[str],
     rows: Sequence[Sequence[object]],
     *,
     numbers: Sequence[int] = (),
     title: str | None = None,
+    styles: Mapping[int, str] | None = None,
 ) -> None:
     """Print a table: ruled on a terminal, aligned columns when piped.
 
     Args:
         numbers: the columns that align right.
         title: a line above the table.
+        styles: how columns look on a terminal.
     """
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not out().is_terminal:
@@ -69,7 +102,9 @@ def table(
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if i in numbers else "left", overflow="fold")
+        side: Literal["right", "left"] = "right" if i in numbers else "left"
+        style = styles.get(i) if styles else None
+        drawn.add_column(heading, justify=side, overflow="fold", style=style)
     for row in cells:
         drawn.add_row(*(_text(cell) for cell in row))
     out().print(drawn)
