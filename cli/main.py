@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ import typer
 import typer.core
 import typer.main
 
-from surgery.errors import Exit, SurgeryError, printable
+from surgery.errors import Exit, RecipeError, SurgeryError, printable
 
 # Command: file in cli/, and the line that `surgery --help` shows (no file is loaded for it).
 LOOK = "Look"
@@ -45,7 +46,9 @@ class LazyGroup(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002
         """Load one command, or a stand-in with its help line while all are listed."""
         if cmd_name not in COMMANDS:
-            return None
+            close = get_close_matches(cmd_name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see surgery --help"
+            raise RecipeError(printable(cmd_name), "is no command", hint)
         module, panel, line = COMMANDS[cmd_name]
         if self.listing:
             return typer.core.TyperCommand(cmd_name, help=line, rich_help_panel=panel)

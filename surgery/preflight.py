@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,19 +102,14 @@ def _is_model(path: Path) -> bool:
 
 def _refuse_alias(source: Checkpoint, out: Path) -> None:
     target = _real(out)
-    for path in _protected(source):
-        if target == path or _same_file(out, path):
-            raise PlanError(out, f"is the input {source.ref}", "choose another output")
-        if path.is_relative_to(target):
-            raise PlanError(out, f"holds the input {source.ref}", "choose another output")
+    own = [file.resolve() for file in source.files]
+    own += [] if source.bare else [source.root.resolve()]
+    if any(target == path or _same_file(out, path) for path in own):
+        raise PlanError(out, f"is the input {source.ref}", "choose another output")
+    if any(path.is_relative_to(target) for path in own):
+        raise PlanError(out, f"holds the input {source.ref}", "choose another output")
     if not source.bare and target.is_relative_to(source.root.resolve()):
         raise PlanError(out, f"lies inside the input {source.ref}", "choose another output")
-
-
-def _protected(source: Checkpoint) -> Iterator[Path]:
-    yield from (file.resolve() for file in source.files)
-    if not source.bare:
-        yield source.root.resolve()
 
 
 def _real(out: Path) -> Path:
