@@ -12,8 +12,8 @@ from surgery.errors import CheckpointError, StepError
 
 MODEL = Path(__file__).parent / "demo_model"
 TEXT = Path(__file__).parent / "demo_text.jsonl"
-PROMPT = "def read_file(path):\n"
-NEW_TOKENS = 48
+PROMPT = "for key, value in items:\n    if key"
+NEW_TOKENS = 32
 
 
 def command(
@@ -94,10 +94,11 @@ def _generate(models: list[Path]) -> None:
         (model.name, text, "the parent" if i == 0 else _relation(text, texts[0]))
         for i, (model, text) in enumerate(zip(models, texts, strict=True))
     ]
-    render.line(PROMPT.rstrip(), "dim")
+    for line in PROMPT.splitlines():
+        render.line(line, "dim")
     for name, text, relation in rows:
         render.line(f"{name} ({relation})", "bold")
-        for line in text.splitlines():
+        for line in (PROMPT.splitlines()[-1] + text).splitlines():
             render.line(f"  {line}")
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.checkpoint import Checkpoint
+from surgery.disk import cannot_write
 from surgery.errors import PlanError
 from surgery.plan import Plan
 from surgery.shards import SHARD_SIZE, Layout, lay_out
-from surgery.write import cannot_write, is_occupied, partial_folder
+from surgery.write import is_occupied, partial_folder
 
 SLACK = 16 << 20  # bytes for config, tokenizer, record and the file system's own
 CHUNK = 4 << 20  # bytes of a work item

@@ -12,16 +12,23 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from surgery.disk import (
+    allocate,
+    cannot_write,
+    io_errors,
+    open_direct,
+    write_all,
+    write_blocks,
+)
 from surgery.errors import PlanError, StepError
 from surgery.publish import discard, replace_directory, restore, sync_directory
 from surgery.shards import BLOCK, Layout
 
 SUFFIX = ".surgery-partial"
-DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS: writes are buffered there
 
 
 class Partial:
@@ -149,9 +156,9 @@ class Partial:
             fd = os.open(path, flags, 0o666)
             self._files.append(fd)
             if create:
-                _allocate(fd, shard.size)
-            self._direct.append(_open_direct(path))
-            _write_all(fd, memoryview(shard.header), 0)
+                allocate(fd, shard.size)
+            self._direct.append(open_direct(path))
+            write_all(fd, memoryview(shard.header), 0)
 
     def _open_journal(self) -> None:
         flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
@@ -174,21 +181,8 @@ class Partial:
         offset = place.offset + at
         whole = len(view) // BLOCK * BLOCK if offset % BLOCK == 0 else 0
         with io_errors(self.out):
-            done = self._write_direct(place.shard, view[:whole], offset) if whole else 0
-            _write_all(self._files[place.shard], view[done:], offset + done)
-
-    def _write_direct(self, shard: int, view: memoryview, offset: int) -> int:
-        """Write whole blocks past the page cache; return how many bytes were written."""
-        fd = self._direct[shard]
-        done = 0
-        while fd is not None and done < len(view) and done % BLOCK == 0:
-            try:
-                done += os.pwrite(fd, view[done:], offset + done)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                fd = None  # this file system takes the flag, but not the write
-        return done
+            done = write_blocks(self._direct[place.shard], view[:whole], offset)
+            write_all(self._files[place.shard], view[done:], offset + done)
 
     def read(self, name: str, at: int, view: memoryview) -> None:
         """Read back a piece of a written tensor, to check it on a resume."""
@@ -205,7 +199,7 @@ class Partial:
     def reheader(self, shard: int, header: bytes) -> None:
         """Replace a shard's header by one of the same length."""
         with io_errors(self.out):
-            _write_all(self._files[shard], memoryview(header), 0)
+            write_all(self._files[shard], memoryview(header), 0)
 
     def add(self, name: str, data: bytes) -> None:
         """Write a small file beside the shards and put it on disk."""
@@ -215,7 +209,7 @@ class Partial:
                 os.mkdir(path.parent)
             fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
-                _write_all(fd, memoryview(data), 0)
+                write_all(fd, memoryview(data), 0)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -259,30 +253,6 @@ def is_occupied(out: Path) -> bool:
     return os.path.lexists(out)
 
 
-@contextlib.contextmanager
-def io_errors(out: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one sentence about the output.
-
-    Raises:
-        StepError: in place of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = "what is finished is kept: run the command again to go on"
-        if error.errno == errno.ENOSPC:
-            remedy = "free some space, then run the command again to go on"
-        raise StepError(out, f"writing failed ({error.strerror})", remedy) from error
-
-
-def cannot_write(out: Path, error: OSError) -> PlanError:
-    """Return the error for an output whose folder refuses."""
-    if error.errno == errno.ENOENT:
-        return PlanError(out, f"its folder {out.parent} does not exist", "create it first")
-    fact = f"cannot be written ({error.strerror})"
-    return PlanError(out, fact, f"choose an output outside {out.parent}, or make that writable")
-
-
 def _folders(top: Path) -> list[Path]:
     return [*(path for path in top.iterdir() if path.is_dir()), top]
 
@@ -292,30 +262,3 @@ def _is_same(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except OSError:
         return False
-
-
-def _allocate(fd: int, size: int) -> None:
-    """Reserve the blocks, so that a full disk shows before the work and not midway."""
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:  # macOS
-        os.ftruncate(fd, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        os.ftruncate(fd, size)
-
-
-def _open_direct(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_WRONLY | DIRECT | os.O_CLOEXEC) if DIRECT else None
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return None
-
-
-def _write_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done

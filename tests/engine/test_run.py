@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +16,9 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-from growth.prune import prune
 from growth.stack import stack
 from surgery.checkpoint import open_checkpoint, read_header
-from surgery.errors import CheckpointError, Interrupted, PlanError, StepError
+from surgery.errors import PlanError, StepError
 from surgery.plan import Plan, Step, TensorSpec, check_plan
 from surgery.run import dry_digests, run
 
@@ -38,24 +34,6 @@ def base(tmp_path: Path) -> Path:
 
 def stacked(base: Path) -> Plan:
     return stack(open_checkpoint(base), factor=2)
-
-
-def sparse(path: Path, layers: int, megabytes: int) -> Path:
-    """A bare file of `layers` zero tensors that takes no disk."""
-    size = megabytes << 20
-    header = {
-        f"model.layers.{i}.w": {
-            "dtype": "F16",
-            "shape": [size // 2],
-            "data_offsets": [i * size, (i + 1) * size],
-        }
-        for i in range(layers)
-    }
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + layers * size)
-    return path
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
@@ -127,245 +105,10 @@ def test_a_bare_file_gives_a_bare_file_with_its_record_inside(base: Path, tmp_pa
     assert "0" * 64 not in record["outputs"].values()
 
 
-def kill_midway(base: Path, out: Path) -> None:
-    """Kill a run at two thirds of its calls: shards are there, some steps finished."""
-    import test_faults
-
-    at = test_faults.count_calls(base, out.with_name("counted")) * 2 // 3
-    code = test_faults.in_child(
-        lambda: test_faults.make(base, out, fault=test_faults.Fault("kill", at))
-    )
-    assert code == -9
-
-
-def journal(out: Path) -> list[dict]:
-    text = (out.parent / f"{out.name}.surgery-partial" / "journal").read_text()
-    return [json.loads(line) for line in text.splitlines() if line][1:]
-
-
-def test_a_resume_redoes_no_finished_step(base: Path, tmp_path: Path) -> None:
-    kill_midway(base, tmp_path / "out")
-    finished = journal(tmp_path / "out")
-    assert 2 <= len(finished) < len(stacked(base).steps)
-    report = run(stacked(base), tmp_path / "out", shard_size=20_000)
-    assert report.reused == len(finished)
-    run(stacked(base), tmp_path / "reference", shard_size=20_000)
-    assert tiny.tree(tmp_path / "out") == tiny.tree(tmp_path / "reference")
-
-
-def test_a_finished_step_whose_bytes_were_lost_is_done_again(base: Path, tmp_path: Path) -> None:
-    kill_midway(base, tmp_path / "out")
-    finished = journal(tmp_path / "out")
-    name = next(iter(finished[0]["outputs"]))
-    shards = sorted((tmp_path / "out.surgery-partial" / "out").glob("*.safetensors"))
-    place = next(t for shard in shards for t in read_header(shard).tensors if t.name == name)
-    with place.file.open("r+b") as file:
-        file.seek(place.offset)
-        byte = file.read(1)
-        file.seek(place.offset)
-        file.write(bytes([byte[0] ^ 1]))
-    report = run(stacked(base), tmp_path / "out", shard_size=20_000)
-    assert report.reused == len(finished) - 1
-    run(stacked(base), tmp_path / "reference", shard_size=20_000)
-    assert tiny.tree(tmp_path / "out") == tiny.tree(tmp_path / "reference")
-
-
-def test_another_commands_unfinished_output_is_kept_unless_fresh(
-    base: Path, tmp_path: Path
-) -> None:
-    kill_midway(base, tmp_path / "out")
-    other = prune(open_checkpoint(base), layers="0")
-    with pytest.raises(PlanError, match=r"unfinished output of another command.*--fresh"):
-        run(other, tmp_path / "out")
-    assert journal(tmp_path / "out")
-    run(other, tmp_path / "out", fresh=True)
-    assert not (tmp_path / "out.surgery-partial").exists()
-
-
-def test_an_existing_output_is_refused_and_an_empty_folder_is_not(
-    base: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "out").mkdir()
-    run(stacked(base), tmp_path / "out")
-    before = tiny.tree(tmp_path / "out")
-    with pytest.raises(PlanError, match=r"exists already.*--force"):
-        run(stacked(base), tmp_path / "out")
-    assert tiny.tree(tmp_path / "out") == before
-
-
-def test_force_does_not_replace_what_is_no_model(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(PlanError, match="something else than a model"):
-        run(stacked(base), tmp_path / "thesis", force=True)
-    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
-
-
-def test_force_on_a_link_replaces_the_link_and_not_what_it_leads_to(
-    base: Path, tmp_path: Path
-) -> None:
-    other = tiny.write(tmp_path / "other", seed=1)
-    before = tiny.tree(other)
-    (tmp_path / "link").symlink_to(other)
-    run(stacked(base), tmp_path / "link", force=True)
-    assert not (tmp_path / "link").is_symlink()
-    assert tiny.tree(other) == before
-
-
-def alias(kind: str, base: Path, tmp_path: Path) -> Path:
-    if kind == "same":
-        return base
-    if kind == "inside":
-        return base / "out"
-    if kind == "around":
-        return base.parent
-    link = tmp_path / "elsewhere" / "link"
-    link.parent.mkdir()
-    link.symlink_to(base)
-    return link if kind == "link" else link / "out"
-
-
-@pytest.mark.parametrize("kind", ["same", "inside", "around", "link", "inside a link"])
-@pytest.mark.parametrize("force", [False, True])
-def test_an_output_that_touches_an_input_is_refused(tmp_path: Path, kind: str, force: bool) -> None:
-    base = tiny.write(tmp_path / "models" / "base")
-    before = tiny.tree(tmp_path / "models")
-    with pytest.raises(PlanError, match=r"is the input|inside the input|holds the input"):
-        run(stacked(base), alias(kind, base, tmp_path), force=force)
-    assert tiny.tree(tmp_path / "models") == before
-
-
-@pytest.mark.parametrize("link", ["same", "symlink_to", "hardlink_to"])
-def test_a_bare_output_that_is_the_input_is_refused(tmp_path: Path, link: str) -> None:
-    source = sparse(tmp_path / "base.safetensors", 2, 1)
-    out = source
-    if link != "same":
-        out = tmp_path / "other.safetensors"
-        getattr(out, link)(source)
-    with pytest.raises(PlanError, match="is the input"):
-        run(stack(open_checkpoint(source), factor=2), out, force=True)
-
-
-@pytest.mark.parametrize(
-    ("out", "told"),
-    [
-        ("missing/out", "does not exist"),
-        ("out.safetensors", "output of a directory is a directory"),
-    ],
-)
-def test_an_impossible_output_is_refused_in_one_sentence(
-    base: Path, tmp_path: Path, out: str, told: str
-) -> None:
-    with pytest.raises(PlanError, match=told):
-        run(stacked(base), tmp_path / out)
-
-
-def test_a_read_only_file_system_is_told_in_one_sentence(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    plan = stacked(base)
-    monkeypatch.setattr(os, "mkdir", refuse)
-    with pytest.raises(PlanError, match=r"cannot be written .Read-only file system"):
-        run(plan, tmp_path / "out")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told_in_one_sentence(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o555)
-    with pytest.raises(PlanError, match="cannot be written"):
-        run(stacked(base), tmp_path / "locked" / "out")
-
-
-def test_too_little_disk_is_told_before_the_first_byte(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(PlanError, match=r"needs .* of disk, but .* are free"):
-        run(stacked(base), tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["base"]
-
-
-def test_of_two_runs_into_one_output_one_wins(base: Path, tmp_path: Path) -> None:
-    import test_faults
-
-    wanted = None
-    for number in range(25):
-        out = tmp_path / f"out{number}"
-        children = [os.fork() for _ in range(1)]
-        if children[0] == 0:
-            os._exit(test_faults.in_child(lambda out=out: test_faults.make(base, out)))
-        mine = test_faults.in_child(lambda out=out: test_faults.make(base, out))
-        other = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
-        assert sorted((mine, other)) == [0, 1]
-        wanted = wanted or tiny.tree(out)
-        assert tiny.tree(out) == wanted
-    assert not list(tmp_path.glob("*.surgery-partial"))
-
-
-def test_an_input_that_changes_during_the_run_stops_it(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
-    file = base / "model-00001-of-00002.safetensors"
-
-    def change(*_: int) -> None:
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
-        file.write_bytes(data)
-
-    with pytest.raises(StepError, match="changed while it was read"):
-        run(plan, tmp_path / "out", progress=change)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_input_replaced_after_planning_stops_the_run(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
-    file = base / "model-00001-of-00002.safetensors"
-    copy = file.with_suffix(".new")
-    copy.write_bytes(file.read_bytes())
-    copy.replace(file)
-    with pytest.raises(StepError, match="changed while it was read"):
-        run(plan, tmp_path / "out")
-
-
-def test_an_interrupt_keeps_what_is_finished(base: Path, tmp_path: Path) -> None:
-    def stop(*_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted, match="run the same command again"):
-        run(stacked(base), tmp_path / "out", progress=stop)
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.surgery-partial").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_with_75_in_two_seconds(
-    tmp_path: Path, number: signal.Signals
-) -> None:
-    source = sparse(tmp_path / "base.safetensors", 40, 32)
-    out = tmp_path / "out.safetensors"
-    words = [*COMMAND, "stack", str(source), "--factor", "2", "-o", str(out), "--workers", "1"]
-    with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        partial = tmp_path / "out.safetensors.surgery-partial" / "journal"
-        limit = time.monotonic() + 30
-        while not partial.exists() and time.monotonic() < limit:
-            time.sleep(0.01)
-        process.send_signal(number)
-        sent = time.monotonic()
-        _, told = process.communicate(timeout=30)
-    assert process.returncode == 75, told
-    assert time.monotonic() - sent < 5  # two seconds, and room for a loaded machine
-    assert "run the same command again" in told
-    assert not out.exists()
-
-
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peaks = []
     for layers in (4, 16):
-        source = sparse(tmp_path / f"{layers}.safetensors", layers, 8)
+        source = tiny.sparse(tmp_path / f"{layers}.safetensors", layers, 8)
         words = [
             "stack",
             str(source),
@@ -381,14 +124,6 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         peaks.append(usage.ru_maxrss / 1024)
     assert max(peaks) < 64, peaks
     assert abs(peaks[0] - peaks[1]) < 6, peaks
-
-
-def test_a_truncated_copy_is_found_when_read(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
-    os.truncate(base / "model-00002-of-00002.safetensors", 3000)
-    with pytest.raises((StepError, CheckpointError)):
-        run(plan, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_that_loses_a_tensor_is_refused(base: Path) -> None:

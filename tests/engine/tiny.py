@@ -54,3 +54,21 @@ def tree(path: Path) -> dict[str, str]:
     """Digest of every file below a path, by relative name."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def sparse(path: Path, layers: int, megabytes: int) -> Path:
+    """A bare file of `layers` zero tensors that takes no disk."""
+    size = megabytes << 20
+    header = {
+        f"model.layers.{i}.w": {
+            "dtype": "F16",
+            "shape": [size // 2],
+            "data_offsets": [i * size, (i + 1) * size],
+        }
+        for i in range(layers)
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + layers * size)
+    return path
