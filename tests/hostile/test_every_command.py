@@ -5,6 +5,7 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+from hostile.case import NOT_INSPECT
 from safetensors import safe_open
 
 from hostile import CANARY, CASES, COMMANDS
@@ -100,6 +101,8 @@ def test_ends_as_it_must(case, command, place, tmp_path, capsys):
     if code == 0:
         assert [p for p in out.parent.iterdir() if p != out] == []
         assert out.exists() == (command == "stack")
+        if command == "inspect" and case.refused_by == NOT_INSPECT:
+            assert "note: " in stdout + stderr, told
         return
     assert list(out.parent.iterdir()) == [], "something was written"
     assert stderr.strip(), told
@@ -134,3 +137,44 @@ def test_a_stacked_file_is_sound_and_keeps_the_odd_tensors(case, place, tmp_path
             (a.get_dtype(), a.get_shape()) == (b.get_dtype(), b.get_shape())
             for a, b in kept.values()
         )
+
+
+WHOLE = {
+    "one weight file": 0,
+    "two shards": 0,
+    "tied, no lm_head": 0,
+    "rotary frequencies stored": 0,
+    "a layer lacks a tensor": 3,
+    "untied, and no lm_head": 3,
+    "code of another repository": 0,  # said to be skipped, since it is not run
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), WHOLE.items())
+def test_verifying_with_transformers_finds_what_is_missing(name, expected, place, tmp_path, capsys):
+    case = next(case for case in CASES if case.name == name)
+    path = case.build(place)
+    with deadline(10 * SECONDS):  # the first one imports torch
+        code = main(["verify", str(path)])
+    told = capsys.readouterr()
+    assert code == expected, told
+    assert "fault in surgery" not in told.err
+    assert not (place / CANARY).exists()
+
+
+PICKLES = [case for case in CASES if case.group == "pickle"]
+
+
+@pytest.mark.parametrize("case", PICKLES, ids=lambda case: case.name)
+def test_converting_a_bad_pickle_runs_and_writes_nothing(case, place, tmp_path, capsys):
+    path = case.build(place)
+    out = tmp_path / "out" / "made"
+    out.parent.mkdir()
+    with deadline(10 * SECONDS):
+        code = main(["convert", str(path), "-o", str(out)])
+    stderr = capsys.readouterr().err
+    assert code in {1, 2}
+    assert "fault in surgery" not in stderr
+    assert 1 <= len(stderr.splitlines()) <= LINES
+    assert not (place / CANARY).exists()
+    assert list(out.parent.iterdir()) == []
