@@ -106,10 +106,15 @@ def make(
     Args:
         suffix: what the default output's name gets behind the base's.
     """
-    limits = writing.limits()
+    writing.limits()  # an error in them is told before anything is opened
     source = writing.open(base)
     plan = compile_plan(source)
-    out = writing.output or default_output(source, suffix)
+    write_plan(plan, writing.output or default_output(source, suffix), writing)
+
+
+def write_plan(plan: Plan, out: Path, writing: Writing) -> None:
+    """Describe a plan, or run it, by the options."""
+    limits = writing.limits()
     if writing.dry_run:
         from surgery.describe import describe
         from surgery.preflight import preflight

@@ -92,6 +92,8 @@ class Plan:
         dropped: source tensors that reach no output, with the reason.
         facts: what later commands need to know (layer map, trainable layers), recorded.
         notes: what the user should know.
+        reader: how the sources are read where they are no safetensors files: takes `sources`,
+            gives what `surgery.slices.Sources` is.
     """
 
     operation: str
@@ -104,6 +106,7 @@ class Plan:
     dropped: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reader: Callable[..., Any] | None = None
 
     @property
     def bare(self) -> bool:

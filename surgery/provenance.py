@@ -1,5 +1,6 @@
 """The record of how a checkpoint came to be: `surgery.json`, and the card that people read."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Checkpoint, TensorInfo
-from surgery.checkpoint.jsonfile import read_json_object
+from surgery.checkpoint.jsonfile import read_json_object, read_small_file
 from surgery.digest import ALGORITHM, PLACEHOLDER, Digests, combine
 from surgery.errors import CheckpointError
 from surgery.plan import Plan
@@ -18,10 +19,20 @@ KEY = "surgery"  # where a bare file's record lies in the header's own metadata
 FORMAT = 1
 
 
-def make_record(plan: Plan, digests: Digests) -> dict[str, Any]:
+def make_record(
+    plan: Plan,
+    digests: Digests,
+    *,
+    headers: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return the record of a run; the same run gives the same bytes, so it holds no time.
 
     `Digests` without an entry give placeholders of the same length.
+
+    Args:
+        headers: per shard the digest of its header, by `header_digest`.
+        files: per file beside the shards the SHA-256 of its bytes.
     """
     return {
         "surgery": FORMAT,
@@ -32,8 +43,34 @@ def make_record(plan: Plan, digests: Digests) -> dict[str, Any]:
         "dropped": dict(plan.dropped),
         "digest": ALGORITHM,
         "outputs": {name: digests.outputs.get(name, PLACEHOLDER) for name in plan.order},
+        "headers": dict(headers or {}),
+        "files": dict(files or {}),
         "versions": _versions(plan),
     }
+
+
+def header_digest(header: bytes, record: str | None = None) -> str:
+    """Digest the bytes of a file before its data, without the record that a bare file has there."""
+    own = json.dumps(record, ensure_ascii=False).encode() if record is not None else b""
+    return hashlib.sha256(header.replace(own, b"") if own else header).hexdigest()
+
+
+def sealed(record: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Write a record as JSON that ends in a digest of itself, so that an edit shows."""
+    spaces = (",", ":") if indent is None else None
+    open_record = {**record, "seal": PLACEHOLDER}
+    text = json.dumps(open_record, indent=indent, separators=spaces, default=str)
+    head, _, tail = text.rpartition(PLACEHOLDER)
+    return head + hashlib.sha256(text.encode()).hexdigest() + tail
+
+
+def is_sealed(text: str) -> bool:
+    """Whether the text of a record is byte for byte what `sealed` wrote."""
+    at = text.rfind('"seal"')
+    begin = text.find('"', at + len('"seal"')) + 1
+    told, end = text[begin : begin + len(PLACEHOLDER)], begin + len(PLACEHOLDER)
+    blank = text[:begin] + PLACEHOLDER + text[end:]
+    return at >= 0 and hashlib.sha256(blank.encode()).hexdigest() == told
 
 
 def _input_record(plan: Plan, source: Checkpoint, digests: Digests) -> dict[str, Any]:
@@ -87,8 +124,8 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
         CheckpointError: the record is there, and broken or of a later format.
     """
     if checkpoint.bare:
-        text = checkpoint.metadata.get(KEY)
         place = checkpoint.files[0]
+        text = checkpoint.metadata.get(KEY)
         record = _parse(text, place) if text is not None else None
     else:
         place = checkpoint.root / RECORD
@@ -97,6 +134,14 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
         fact = f"is a record of format {record.get('surgery')!r}, this version reads {FORMAT}"
         raise CheckpointError(place, fact, "use the version that wrote it")
     return record
+
+
+def record_text(checkpoint: Checkpoint) -> str | None:
+    """Return the record as it is written, or None where there is none."""
+    if checkpoint.bare:
+        return checkpoint.metadata.get(KEY)
+    place = checkpoint.root / RECORD
+    return read_small_file(place).decode("utf-8", "replace") if place.exists() else None
 
 
 def _parse(text: str, place: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Run a plan: check, write, record, publish. The one way to make a checkpoint."""
 
+import hashlib
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from time import perf_counter
 from typing import Any
 
 from surgery.checkpoint.jsonfile import read_small_file
-from surgery.digest import LEAF, Digests, combine, leaf_digests
+from surgery.digest import LEAF, PLACEHOLDER, Digests, combine, leaf_digests
 from surgery.engine import DigestOnly, Engine, Progress
 from surgery.errors import Interrupted
 from surgery.plan import Plan, check_plan, fingerprint
 from surgery.preflight import MEMORY, check_output, default_workers, preflight
-from surgery.provenance import KEY, RECORD, make_record, model_card
+from surgery.provenance import KEY, RECORD, header_digest, make_record, model_card, sealed
 from surgery.shards import SHARD_SIZE, Layout, lay_out, make_header
 from surgery.slices import Scratch, Sources, pieces
 from surgery.write import Partial
@@ -76,9 +77,10 @@ def run(
     check_plan(plan)
     limits = {"workers": workers or default_workers(), "memory": memory}
     preflight(plan, out, force=force, shard_size=shard_size, **limits)
-    _allow_many_files()
+    allow_many_files()
     layout = _layout(plan, shard_size)
-    with Sources(plan.sources) as sources, Partial(out, layout, bare=plan.bare) as partial:
+    opened = (plan.reader or Sources)(plan.sources)
+    with opened as sources, Partial(out, layout, bare=plan.bare) as partial:
         check_output(plan, out, force=force)  # again, now that nobody else can write there
         lines = partial.begin(fingerprint(plan, shard_size), fresh=fresh)
         try:
@@ -87,8 +89,7 @@ def run(
             engine = Engine(todo, sources, partial, memory=memory)
             made = engine.run(limits["workers"], progress)
             sources.check_unchanged()
-            record = make_record(plan, _joined(finished, made))
-            _complete(plan, partial, layout, record)
+            record = _complete(plan, partial, layout, _joined(finished, made))
             partial.publish(replace=force)
         except KeyboardInterrupt as stop:
             remedy = "run the same command again to go on where it stopped"
@@ -111,23 +112,26 @@ def dry_digests(
     progress: Progress | None = None,
 ) -> Mapping[str, Any]:
     """Carry out a plan without writing anything, and return the record it would leave."""
-    _allow_many_files()
-    with Sources(plan.sources) as sources:
+    allow_many_files()
+    with (plan.reader or Sources)(plan.sources) as sources:
         engine = Engine(check_plan(plan).steps, sources, DigestOnly(), memory=memory)
         digests = engine.run(workers or default_workers(), progress)
         sources.check_unchanged()
-    return make_record(plan, digests)
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan)}
+    return make_record(plan, digests, files=files)
 
 
 def _layout(plan: Plan, shard_size: int) -> Layout:
     if not plan.bare:
         return lay_out(plan.outputs, shard_size=shard_size)
-    metadata = {KEY: _one_line(make_record(plan, Digests()))}
+    record = make_record(plan, Digests(), headers=_no_headers(plan))
+    metadata = {KEY: sealed(record)}
     return lay_out(plan.outputs, shard_size=plan.bytes_out + 1, metadata=metadata)
 
 
-def _one_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, separators=(",", ":"), default=str)
+def _no_headers(plan: Plan) -> dict[str, str]:
+    """Stand in for the digest of a bare file's header, which holds the record itself."""
+    return {"model.safetensors": PLACEHOLDER} if plan.bare else {}
 
 
 def _still_sound(plan: Plan, partial: Partial, lines: Sequence[Mapping[str, Any]]) -> Digests:
@@ -159,30 +163,59 @@ def _joined(first: Digests, second: Digests) -> Digests:
     return Digests({**first.outputs, **second.outputs}, {**first.inputs, **second.inputs})
 
 
-def _complete(plan: Plan, partial: Partial, layout: Layout, record: Mapping[str, Any]) -> None:
-    """Write everything beside the tensors."""
+def _complete(plan: Plan, partial: Partial, layout: Layout, digests: Digests) -> Mapping[str, Any]:
+    """Write everything beside the tensors, and return the record."""
     if plan.bare:
-        shard = layout.shards[0]
-        specs = {name: plan.outputs[name] for name in shard.tensors}
-        header, _ = make_header(specs, {KEY: _one_line(record)})
-        assert len(header) == len(shard.header)  # noqa: S101 - placeholders have full length
-        partial.reheader(0, header)
+        return _complete_bare(plan, partial, layout, digests)
+    files = {}
+    for name, data in _beside(plan, layout):
+        partial.add(name, data)
+        files[name] = hashlib.sha256(data).hexdigest()
+    headers = {shard.name: header_digest(shard.header) for shard in layout.shards}
+    record = make_record(plan, digests, headers=headers, files=files)
+    text = sealed(record, indent=2)
+    partial.add(RECORD, text.encode() + b"\n")
+    return _parsed(text)
+
+
+def _complete_bare(
+    plan: Plan, partial: Partial, layout: Layout, digests: Digests
+) -> Mapping[str, Any]:
+    shard = layout.shards[0]
+    specs = {name: plan.outputs[name] for name in shard.tensors}
+    record = make_record(plan, digests, headers=_no_headers(plan))
+    text = sealed(record)
+    digest = header_digest(make_header(specs, {KEY: text})[0], text)
+    text = sealed(make_record(plan, digests, headers={shard.name: digest}))
+    header, _ = make_header(specs, {KEY: text})
+    assert len(header) == len(shard.header)  # noqa: S101 - placeholders have full length
+    partial.reheader(0, header)
+    return _parsed(text)
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(text)
+    return found
+
+
+def _beside(plan: Plan, layout: Layout | None = None) -> Iterator[tuple[str, bytes]]:
+    """Yield the files that stand beside the shards, one in memory at a time."""
+    if plan.bare:
         return
-    index = layout.index(plan.outputs)
+    index = layout.index(plan.outputs) if layout else None
     if index is not None:
-        partial.add("model.safetensors.index.json", _pretty(index))
-    partial.add("config.json", _pretty(plan.config))
+        yield "model.safetensors.index.json", _pretty(index)
+    yield "config.json", _pretty(plan.config)
     for path in plan.carried:
-        partial.add(str(path.relative_to(plan.sources[0].root)), read_small_file(path))
-    partial.add("README.md", model_card(plan).encode())
-    partial.add(RECORD, _pretty(record))
+        yield str(path.relative_to(plan.sources[0].root)), read_small_file(path)
+    yield "README.md", model_card(plan).encode()
 
 
 def _pretty(document: object) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """A model of many shards needs two descriptors each."""
     with suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
