@@ -100,12 +100,19 @@ def test_a_bare_file_gives_a_bare_file_with_its_record_inside(base: Path, tmp_pa
     plan = stack(open_checkpoint(source), factor=2)
     report = run(plan, tmp_path / "out.safetensors")
     record = json.loads(read_header(tmp_path / "out.safetensors").metadata["surgery"])
-    assert record == json.loads(json.dumps(report.record))
+    assert {**record, "seal": ""} == {**json.loads(json.dumps(report.record)), "seal": ""}
     assert record["outputs"] == dict(dry_digests(plan)["outputs"])
     assert "0" * 64 not in record["outputs"].values()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own high-water mark")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "print(next(line.split()[1] for line in lines if line.startswith('VmHWM')))"
+    )
     peaks = []
     for layers in (4, 16):
         source = tiny.sparse(tmp_path / f"{layers}.safetensors", layers, 8)
@@ -115,13 +122,17 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
             "--factor",
             "1",
             "-o",
-            str(tmp_path / f"o{layers}.safetensors"),
+            str(tmp_path / f"{layers}o.safetensors"),
         ]
-        process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        peaks.append(usage.ru_maxrss / 1024)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert max(peaks) < 64, peaks
     assert abs(peaks[0] - peaks[1]) < 6, peaks
 
