@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO / "fixtures"))
+sys.path.append(str(REPO / "fixtures"))  # last: nothing there may hide a library
 
 
 @pytest.fixture
