@@ -48,7 +48,7 @@ def loading_problems(checkpoint: Checkpoint) -> list[str]:
 def _askable(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if config is None:
-        raise CannotTell("there is no config.json, so no model to build")
+        raise CannotTell("there is no config.json, which would say what to build")
     if (checkpoint.root / "adapter_config.json").exists():
         raise CannotTell("transformers would load the adapter that adapter_config.json names")
     single = [f for f in checkpoint.files if f.name == "model.safetensors"]

@@ -88,8 +88,10 @@ def _check(name: str, examine: Callable[[], tuple[str, list[str]]]) -> Check:
 
 
 def _check_anatomy(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    if checkpoint.bare:
+        raise Skipped("a bare file has no config to compare with")
     if checkpoint.config is None:
-        raise Skipped("there is no config.json to compare with")
+        return "", ["config.json: missing, so that nothing can load the weights"]
     parts = anatomy(checkpoint)
     text = dig(checkpoint.config, parts.section)
     problems = [

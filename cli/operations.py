@@ -1,0 +1,43 @@
+"""The operations that a record can name: how each opens its inputs and makes its plan.
+
+A new operation that writes checkpoints adds a row.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from surgery.checkpoint import open_checkpoint
+from surgery.errors import CheckpointError
+from surgery.reproduce import Operation
+
+if TYPE_CHECKING:
+    from surgery.plan import Plan
+
+# Operation: the function that makes its plan from opened inputs and the recorded parameters.
+PLANS = {
+    "stack": "growth.stack:stack",
+    "expand": "growth.expand:expand",
+    "prune": "growth.prune:prune",
+    "convert": "surgery.convert:convert",
+}
+
+
+def find_operation(name: str) -> Operation:
+    """Return the operation of that name.
+
+    Raises:
+        CheckpointError: this version has none.
+    """
+    if name not in PLANS:
+        known = ", ".join(PLANS)
+        fact = "is an operation that this version does not have"
+        raise CheckpointError(name, fact, f"it has {known}")
+    compile_plan: Callable[..., Plan] = _load(PLANS[name])
+    opener = _load("surgery.convert:open_pickle") if name == "convert" else open_checkpoint
+    return Operation(compile_plan=compile_plan, open_input=opener)
+
+
+def _load(place: str) -> Any:  # noqa: ANN401 - a function
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
