@@ -15,6 +15,11 @@ EMBEDDING = re.compile(r"(^|[._])(wte|embed|emb|embeddings?|embed_tokens|embed_i
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder|decoder)\.weight$")
 NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 
+# The order in which parts are listed.
+PART_ORDER = (
+    *("embedding", "attention", "feed-forward", "experts", "router", "norms", "head"),
+    *("other", "other towers"),
+)
 # The first match decides; names are those inside a layer.
 PARTS = (
     ("experts", re.compile(r"(^|\.)experts?(\.|_|$)|shared_expert")),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from surgery.anatomy import Anatomy, Stack, anatomy, dig
+from surgery.anatomy import PART_ORDER, Anatomy, Stack, anatomy, dig
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import CheckpointError
 from surgery.provenance import read_record
@@ -17,10 +17,8 @@ __all__ = ["Count", "File", "LayerGroup", "Layers", "OtherStack", "Survey", "Tok
 
 Kinds = Callable[[Mapping[str, Any], Anatomy], list[str] | None]
 Found = TypeVar("Found")
-ORDER = (
-    *("embedding", "attention", "feed-forward", "experts", "router", "norms", "head"),
-    *("other", "extra layers", "other towers"),
-)
+EXTRA = "extra layers"
+ORDER = (*PART_ORDER, EXTRA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +169,7 @@ def _count(name: str, tensors: Iterable[TensorInfo]) -> Count:
 def _parts(checkpoint: Checkpoint, parts: Anatomy) -> tuple[Count, ...]:
     groups: dict[str, list[TensorInfo]] = defaultdict(list)
     for name, tensor in checkpoint.tensors.items():
-        groups["extra layers" if _is_extra(parts, name) else parts.part(name)].append(tensor)
+        groups[EXTRA if _is_extra(parts, name) else parts.part(name)].append(tensor)
     return tuple(_count(name, groups[name]) for name in ORDER if name in groups)
 
 
