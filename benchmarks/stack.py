@@ -20,6 +20,7 @@ from benchmarks.meter import Usage, measure
 
 FACTOR = 2
 HERE = Path(__file__).parent
+WORK = HERE.parent / "build" / "bench"
 ENGINE = "{bin}/surgery stack {base} --factor 2 -o {out}"
 MINE, COPY, LOOP = "surgery stack", "cp, then fsync", "bare loop"
 
@@ -259,7 +260,7 @@ def parse() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--work", type=Path, required=True, help="new or empty directory on the disk to measure")
+    add("--work", type=Path, default=WORK, help="directory on the disk to measure")
     add("--peer-venv", type=Path, help="virtualenv with mergekit; not measured without")
     add("--rounds", type=int, default=5)
     add("--tune", type=int, default=2, help="runs of each setting of the bare loop")
