@@ -22,7 +22,8 @@ INDEX = "pytorch_model.bin.index.json"
 ZIP = b"PK\x03\x04"
 NESTED = ("state_dict", "model_state_dict", "model")  # where training programs keep the weights
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-GLOBAL = re.compile(r"(?:GLOBAL|global:?) ([\w.]+\.[\w.]+)")
+GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # as torch names what it does not load
+BOILERPLATE = re.compile(r".*WeightsUnpickler error: |Weights only load failed\. ", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,8 @@ def _load(file: Path, *, mapped: bool) -> Any:  # noqa: ANN401 - whatever was pi
         if code:
             fact = f"holds pickled code ({code[1]}), which is not run"
             raise CheckpointError(file, fact, "get the weights as safetensors") from error
-        first = next(filter(None, (line.strip() for line in str(error).splitlines())), "")
+        told = BOILERPLATE.sub("", str(error))
+        first = next(filter(None, (line.strip() for line in told.splitlines())), "no reason given")
         fact = f"torch cannot load it ({type(error).__name__}: {first[:120]})"
         raise CheckpointError(file, fact, "it is damaged, or no state dict") from error
 
