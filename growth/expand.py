@@ -1,7 +1,7 @@
 """Depth by identity blocks, which change nothing until they are trained (LLaMA-Pro)."""
 
 from growth.depth import DepthMap, change_depth
-from growth.residual import residual_writers
+from growth.residual import identity_writers
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
@@ -29,10 +29,10 @@ def expand(base: Checkpoint, *, blocks: int) -> Plan:
     after = {(k + 1) * count // blocks - 1 for k in range(blocks)}
     sources = [n for layer in range(count) for n in [layer] * (2 if layer in after else 1)]
     new = [i for i in range(1, len(sources)) if sources[i] == sources[i - 1]]
-    writers = residual_writers(base, parts)
+    zero = {i: identity_writers(base, parts, sources[i]) for i in new}
     return change_depth(
         base,
-        DepthMap(sources=tuple(sources), zero=dict.fromkeys(new, writers)),
+        DepthMap(sources=tuple(sources), zero=zero),
         operation="expand",
         parameters={"blocks": blocks},
         facts={"trainable_layers": new},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from growth.depth import DepthMap, change_depth, check_layers, parse_layers
-from growth.residual import residual_writers
+from growth.residual import writers_among
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
@@ -49,7 +49,7 @@ def stack(
     check_layers(sources, parts.layers)
     scale = list(scale)
     parameters: dict[str, Any] = {"factor": factor, "order": order, "dus": dus, "layers": layers}
-    factors = _factors(base, parts, sources, [parse_scale(text, sources) for text in scale])
+    factors = _factors(parts, sources, [parse_scale(text, sources) for text in scale])
     return change_depth(
         base,
         DepthMap(sources=sources, scale=factors),
@@ -60,13 +60,12 @@ def stack(
 
 
 def _factors(
-    base: Checkpoint, parts: Anatomy, sources: Sequence[int], asks: Iterable["Scale"]
+    parts: Anatomy, sources: Sequence[int], asks: Iterable["Scale"]
 ) -> dict[int, dict[str, float]]:
     factors: dict[int, dict[str, float]] = {}
     for ask in asks:
-        writers = residual_writers(base, parts) if ask.name is None else frozenset()
         for layer in ask.layers:
-            names = ask.matching(parts.stack.layers[sources[layer]], writers)
+            names = ask.matching(parts.stack.layers[sources[layer]])
             factors.setdefault(layer, {}).update(dict.fromkeys(names, ask.factor))
     return factors
 
@@ -107,14 +106,16 @@ class Scale:
     name: str | None
     factor: float
 
-    def matching(self, names: Iterable[str], writers: frozenset[str]) -> list[str]:
+    def matching(self, names: Iterable[str]) -> list[str]:
         """Return the names within a layer that the factor is for."""
         if self.name is None:
-            return [name for name in names if name in writers]
-        found = [name for name in names if self.name in name]
+            found, told = sorted(writers_among(names)), "is known to write to the residual stream"
+        else:
+            found = [name for name in names if self.name in name]
+            told = f"has {self.name!r} in its name"
         if not found:
-            fact = f"no tensor of a layer has {self.name!r} in its name"
-            raise RecipeError("--scale", fact, "see surgery inspect --tensors")
+            remedy = "write NAME=FACTOR; surgery inspect --tensors lists the names"
+            raise RecipeError("--scale", f"no tensor of a layer {told}", remedy)
         return found
 
 
