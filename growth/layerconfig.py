@@ -6,36 +6,18 @@ list where the architecture knows one, and refused otherwise.
 """
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
+from growth.layerkeys import COUNTS, MAYBE_PER_LAYER, NOT_LAYERS, NUMBERS, PER_LAYER
+from growth.layernames import rename_modules
 from growth.layerrules import RULES, Config, Rule
-from surgery.anatomy import Anatomy, dig
+from growth.refusals import refuse_first, refuse_place, refuse_unknown
+from surgery.anatomy import LAYER_KEYS, Anatomy, dig
 from surgery.errors import PlanError
 
-# Lists with one entry per layer. Others of that length are taken for such if named *layer*.
-PER_LAYER = {
-    "layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_layers",
-    "block_types", "moe_layer_freq", "num_key_value_heads_per_layer", "per_layer_config",
-}  # fmt: skip
-# Lists that hold layer numbers.
-NUMBERS = {
-    "mlp_only_layers", "moe_layers", "cross_attention_layers", "attn_layer_indices",
-    "full_attn_idxs", "global_attention_layers", "sliding_window_layers", "hybrid_layer_ids",
-}  # fmt: skip
-# Lists that may happen to be as long as there are layers, and say nothing about them.
-NOT_LAYERS = {
-    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "mrope_section",
-    "out_features", "out_indices", "stage_names", "bad_words_ids", "suppress_tokens",
-    "begin_suppress_tokens", "forced_decoder_ids", "keys_to_ignore_at_inference",
-}  # fmt: skip
-# Architectures whose arithmetic depends on a layer's depth in a way no config can undo.
-DEPTH_MATHS = {
-    "diffllama": "its attention's lambda depends on the depth of the layer",
-    "rwkv": "it rescales its hidden states at set depths",
-}
+MINICPM_SCALE = 1.0  # scale_depth where the config does not say
 
 
 def remap_config(config: Config, anatomy: Anatomy, sources: Sequence[int]) -> Config:
@@ -48,72 +30,104 @@ def remap_config(config: Config, anatomy: Anatomy, sources: Sequence[int]) -> Co
     text = new
     for key in anatomy.section:
         text = text[key]
-    old = dict(dig(config, anatomy.section))
-    old.setdefault("model_type", config.get("model_type"))
-    _refuse_depth_maths(old, sources, anatomy.layers)
-    _remap_lists(text, old, sources, anatomy.layers)
     if anatomy.layer_key:
         text[anatomy.layer_key] = len(sources)
+    for key in (*LAYER_KEYS, *COUNTS):
+        if text.get(key) == anatomy.layers:
+            text[key] = len(sources)
+    if list(sources) == list(range(anatomy.layers)):
+        return new
+    old = text_config(config, anatomy)
+    refuse_unknown(old, anatomy.layers)
+    refuse_first(old, sources)
+    for table, key, value in _entries(text):
+        table[key] = _moved(key, value, sources, anatomy.layers)
     _compensate(text, old, len(sources), anatomy.layers)
     for rule in RULES:
         _remap_rule(rule, text, old, sources, anatomy.layers)
-    _remap_names(new, anatomy, sources)
+    refuse_place(config, text, old, sources)
+    rename_modules(new, anatomy, sources)
     return new
 
 
-def _is_identity(sources: Sequence[int], layers: int) -> bool:
-    return list(sources) == list(range(layers))
+def text_config(config: Config, anatomy: Anatomy) -> Config:
+    """Return the part of a config that describes the stack, with its model_type."""
+    old = dict(dig(config, anatomy.section))
+    old.setdefault("model_type", config.get("model_type"))
+    return old
 
 
-def _refuse_depth_maths(old: Config, sources: Sequence[int], layers: int) -> None:
-    if _is_identity(sources, layers):
-        return
-    why = DEPTH_MATHS.get(str(old.get("model_type")))
-    if why:
-        raise PlanError(str(old["model_type"]), f"layers cannot move: {why}")
-    moved = any(i != source for i, source in enumerate(sources))
-    if old.get("scale_attn_by_inverse_layer_idx") and moved:
-        fact = "divides attention by the layer's number, which changes when a layer moves"
-        raise PlanError("config.json, scale_attn_by_inverse_layer_idx", fact)
-    if old.get("num_kv_shared_layers"):
-        fact = "its last layers read the keys and values of earlier ones, by number"
-        raise PlanError("config.json, num_kv_shared_layers", fact, "this family is not supported")
-
-
-def _compensate(text: Config, old: Config, count: int, layers: int) -> None:
-    """Keep each residual branch's factor scale_depth / sqrt(layers) as it was (MiniCPM)."""
-    if str(old.get("model_type", "")).startswith("minicpm") and "scale_depth" in old:
-        text["scale_depth"] = old["scale_depth"] * math.sqrt(count / layers)
-
-
-def _remap_lists(text: Config, old: Config, sources: Sequence[int], layers: int) -> None:
-    for key, value in old.items():
+def layer_facts(config: Config, anatomy: Anatomy) -> list[tuple[str, ...]]:
+    """Return all that the config says of each layer: layers told the same are built the same."""
+    layers = anatomy.layers
+    old = text_config(config, anatomy)
+    told = [kinds for rule in RULES if (kinds := rule.told(old, layers)) is not None]
+    for _, key, value in _entries(old):
         if key in NUMBERS and isinstance(value, list):
-            kept = set(value)
-            text[key] = [i for i, source in enumerate(sources) if source in kept]
-        elif key == "hybrid_override_pattern" and isinstance(value, str):
-            text[key] = "".join(value[source] for source in sources)
-        elif isinstance(value, list) and _is_per_layer(key, value, layers):
-            text[key] = [value[source] for source in sources]
-    if (
-        "attention_types" in old and "attention_layers" in text
-    ):  # GPT-Neo derives one from the other
-        text["attention_types"] = [[text["attention_layers"], 1]]
+            told.append([i in value for i in range(layers)])
+        elif key == "per_layer_config" and isinstance(value, dict):
+            told.append([value.get(str(i)) for i in range(layers)])
+        elif _is_per_layer(key, value, layers):
+            told.append(list(value))
+    return [tuple(repr(kinds[i]) for kinds in told) for i in range(layers)]
 
 
-def _is_per_layer(key: str, value: list[Any], layers: int) -> bool:
-    if key in PER_LAYER:
-        if len(value) < layers:
-            fact = f"has {len(value)} entries for {layers} layers"
-            raise PlanError(f"config.json, {key}", fact, "restore the config")
-        return True
-    if len(value) != layers or key in NOT_LAYERS or layers == 1:
+def _entries(table: Config) -> Iterator[tuple[Config, str, Any]]:
+    """Yield the entries of a table and of the tables within, but not of other models' configs."""
+    for key, value in list(table.items()):
+        if isinstance(value, dict) and key not in ("per_layer_config", "quantization_config"):
+            if not key.endswith("_config") or "model_type" not in value:
+                yield from _entries(value)
+        else:
+            yield table, key, value
+
+
+def _moved(key: str, value: Any, sources: Sequence[int], layers: int) -> Any:  # noqa: ANN401
+    """Return an entry's value for the new sequence of layers."""
+    grown = len(sources) - layers
+    if key in NUMBERS and isinstance(value, list):
+        behind = [number + grown for number in value if number >= layers]
+        return [i for i, source in enumerate(sources) if source in value] + behind
+    if key == "per_layer_config" and isinstance(value, dict):
+        return {str(i): value[str(s)] for i, s in enumerate(sources) if str(s) in value}
+    if key == "kv_source_layers" and value:  # each layer its own; others are refused
+        return list(range(len(sources)))
+    if not _is_per_layer(key, value, layers):
+        return value
+    if isinstance(value, str):
+        return "".join(value[source] for source in sources) + value[layers:]
+    return [value[source] for source in sources] + list(value[layers:])
+
+
+def _is_per_layer(key: str, value: object, layers: int) -> bool:
+    if key == "hybrid_override_pattern" and isinstance(value, str):
+        return _is_whole(key, value, layers)
+    if not isinstance(value, list) or key in NOT_LAYERS or key in NUMBERS:
         return False
-    if "layer" in key or "block" in key:
+    if key in PER_LAYER:
+        return bool(value) and _is_whole(key, value, layers)
+    if len(value) != layers or layers == 1:
+        return False
+    if key in MAYBE_PER_LAYER or "layer" in key or "block" in key:
         return True
     fact = f"has {layers} entries, as many as there are layers, and may be about them or not"
     remedy = "rename or remove it, or report it as a case to support"
     raise PlanError(f"config.json, {key}", fact, remedy)
+
+
+def _is_whole(key: str, value: list[Any] | str, layers: int) -> bool:
+    if len(value) >= layers:
+        return True
+    fact = f"has {len(value)} entries for {layers} layers"
+    raise PlanError(f"config.json, {key}", fact, "restore the config")
+
+
+def _compensate(text: Config, old: Config, count: int, layers: int) -> None:
+    """Keep each residual branch's factor scale_depth / sqrt(layers) as it was (MiniCPM)."""
+    name = str(old.get("model_type", ""))
+    if name in ("minicpm", "minicpm3") and old.get("scale_depth", MINICPM_SCALE) is not None:
+        factor = old.get("scale_depth", MINICPM_SCALE)
+        text["scale_depth"] = factor * math.sqrt(count / layers)
 
 
 def _remap_rule(rule: Rule, text: Config, old: Config, sources: Sequence[int], layers: int) -> None:
@@ -122,31 +136,21 @@ def _remap_rule(rule: Rule, text: Config, old: Config, sources: Sequence[int], l
         return
     wanted = [before[source] for source in sources]
     typed = {**text, "model_type": old.get("model_type")}
-    if rule.told(typed, len(sources)) == wanted:
+    now = rule.told(typed, len(sources))
+    if now is None or now == wanted:  # a list that was moved with its layers says it now
         return
-    spelled = rule.spelled(text, wanted)
+    spelled = rule.spelled(typed, wanted)
     if spelled is None:
-        now = rule.told(typed, len(sources)) or [None] * len(sources)
         where = next(i for i, (a, b) in enumerate(zip(wanted, now, strict=True)) if a != b)
         fact = f"cannot say that layer {where} is to be what layer {sources[where]} was"
-        raise PlanError(f"config.json, {rule.key}", fact, "choose a map that keeps its pattern")
+        raise PlanError(f"config.json, {rule.key}", fact, _keeping(before))
     text.update(spelled)
 
 
-def _remap_names(config: Config, anatomy: Anatomy, sources: Sequence[int]) -> None:
-    """Rename layers in the quantisation's lists of modules (`model.layers.3.mlp`)."""
-    quantisation = config.get("quantization_config")
-    if not isinstance(quantisation, dict):
-        return
-    named = re.compile(rf"^(.*?{re.escape(anatomy.stack.prefix.split('.')[-1])}\.)(\d+)(\..*)?$")
-    for key, value in quantisation.items():
-        if isinstance(value, list):
-            quantisation[key] = [n for name in value for n in _renamed(name, named, sources)]
-
-
-def _renamed(name: object, named: re.Pattern[str], sources: Sequence[int]) -> list[object]:
-    match = named.match(name) if isinstance(name, str) else None
-    if match is None:
-        return [name]
-    new = [i for i, source in enumerate(sources) if source == int(match[2])]
-    return [f"{match[1]}{i}{match[3] or ''}" for i in new]
+def _keeping(before: Sequence[object]) -> str:
+    """Advise a map that leaves the layers of a special start where they are."""
+    start = next((i for i, kind in enumerate(before) if kind != before[0]), len(before))
+    last = len(before) - 1
+    if 0 < start <= last and before[0] not in before[start:]:
+        return f"keep those layers at the start, once: for instance --map 0-{last},{start}-{last}"
+    return "choose a map that keeps its pattern"

@@ -4,14 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from growth.families import (
+    DENSE_FIRST,
+    FIRST_IS_OWN,
+    FULL,
+    LAYER_TYPES,
+    NO_ROPE,
+    PERIODS,
+    SLIDING,
+    Every,
+    Late,
+    family_of,
+)
+from growth.layerkeys import OVERRIDDEN
 from surgery.anatomy import Anatomy, dig
 
 Config = dict[str, Any]
-
-# What an architecture assumes when its config does not say (transformers 5.23): every n-th
-# layer has full attention, or no rotary embedding.
-DEFAULT_PATTERN = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2, "olmo3": 4}
-DEFAULT_NO_ROPE = {"smollm3": 4, "llama4_text": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +27,21 @@ class Rule:
     """A key that tells by rule, for each layer, what it is.
 
     Attributes:
+        key: the entry that an error names.
+        reads: entries that have no further meaning where the rule applies.
         told: the values for n layers; None where the rule does not apply to this config.
         spelled: the config entries that say a given list outright; None where none can.
     """
 
     key: str
+    reads: frozenset[str]
     told: Callable[[Config, int], list[Any] | None]
     spelled: Callable[[Config, list[Any]], Config | None]
+
+
+def _number(config: Config, key: str | None, default: int) -> int | None:
+    found = config.get(key, default) if key else default
+    return found if type(found) is int else None
 
 
 def _prefix_length(values: Sequence[Any], first: object) -> int | None:
@@ -34,54 +50,64 @@ def _prefix_length(values: Sequence[Any], first: object) -> int | None:
     return count if first not in values[count:] else None
 
 
-def _alternating(config: Config, n: int) -> list[Any] | None:
-    default = DEFAULT_PATTERN.get(str(config.get("model_type")))
-    every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or default
-    if "layer_types" in config or type(every) is not int:
+def _layer_types(config: Config, n: int) -> list[Any] | None:
+    implied = LAYER_TYPES.get(family_of(config))
+    if implied is None or config.get("layer_types") is not None:
         return None
-    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n)]
+    if isinstance(implied, Late):
+        return _late(implied, config, n)
+    return _every(implied, config, n)
 
 
-def _late_windows(config: Config, n: int) -> list[Any] | None:
-    start = config.get("max_window_layers")
-    if "layer_types" in config or not config.get("use_sliding_window") or type(start) is not int:
+def _every(implied: Every, config: Config, n: int) -> list[Any] | None:
+    every = _number(config, implied.key, implied.n)
+    if every is None or every < 1:
         return None
-    return ["sliding_attention" if i >= start else "full_attention" for i in range(n)]
+    special = 0 if implied.first else every - 1
+    return [implied.special if i % every == special else implied.other for i in range(n)]
 
 
-def _linear_interval(config: Config, n: int) -> list[Any] | None:
-    every = config.get("full_attention_interval")
-    if "layer_types" in config or type(every) is not int:
-        return None
-    return ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(n)]
+def _late(implied: Late, config: Config, n: int) -> list[Any] | None:
+    start = _number(config, "max_window_layers", implied.start)
+    used = config.get("use_sliding_window") or not implied.switch
+    if not used or config.get("sliding_window", implied.window) is None or start is None:
+        return [FULL] * n
+    if implied.early:
+        return [FULL if i % 2 or i >= start else SLIDING for i in range(n)]
+    return [SLIDING if i >= start else FULL for i in range(n)]
 
 
 def _no_rope(config: Config, n: int) -> list[Any] | None:
-    default = DEFAULT_NO_ROPE.get(str(config.get("model_type")))
-    every = config.get("no_rope_layer_interval") or default
-    if config.get("no_rope_layers") or type(every) is not int:
+    every = _number(config, "no_rope_layer_interval", NO_ROPE.get(family_of(config), 0))
+    if config.get("no_rope_layers") or not every:
         return None
     return [int((i + 1) % every != 0) for i in range(n)]
 
 
+def _spell_no_rope(config: Config, wanted: list[Any]) -> Config | None:
+    return {"no_rope_layers": wanted} if family_of(config) in NO_ROPE else None
+
+
 def _first_dense(config: Config, n: int) -> list[Any] | None:
-    count = config.get("first_k_dense_replace")
-    if type(count) is not int or config.get("mlp_layer_types"):
+    implied = DENSE_FIRST.get(family_of(config))
+    key = implied.key if implied else "first_k_dense_replace"
+    count = _number(config, key, implied.n if implied else -1)
+    if count is None or count < 0 or config.get("mlp_layer_types"):
         return None
     every = config.get("moe_layer_freq", 1)
-    return [
-        "sparse" if i >= count and (not isinstance(every, int) or i % every == 0) else "dense"
-        for i in range(n)
-    ]
+    listed = every if isinstance(every, list) else None
+    kept = [bool(listed[i]) if listed else i % (every or 1) == 0 for i in range(n)]
+    return ["sparse" if i >= count and kept[i] else "dense" for i in range(n)]
 
 
 def _spell_first_dense(config: Config, wanted: list[Any]) -> Config | None:
+    implied = DENSE_FIRST.get(family_of(config))
+    if implied and implied.listed:
+        return {"mlp_layer_types": wanted}
     count = _prefix_length(wanted, "dense")
-    return (
-        None
-        if count is None or config.get("moe_layer_freq", 1) != 1
-        else {"first_k_dense_replace": count}
-    )
+    key = implied.key if implied else "first_k_dense_replace"
+    plain = config.get("moe_layer_freq", 1) == 1
+    return {key: count} if plain and key and count is not None else None
 
 
 def _sparse_step(config: Config, n: int) -> list[Any] | None:
@@ -98,52 +124,116 @@ def _spell_sparse_step(_: Config, wanted: list[Any]) -> Config:
 
 
 def _moe_step(config: Config, n: int) -> list[Any] | None:
-    step = config.get("interleave_moe_layer_step")
-    if type(step) is not int or step < 1 or config.get("moe_layers"):
+    step = _number(config, "interleave_moe_layer_step", int(family_of(config) == "llama4_text"))
+    if not step or isinstance(config.get("moe_layers"), list):
         return None
     return [i % step == step - 1 for i in range(n)]
 
 
-def _spell_moe_step(_: Config, wanted: list[Any]) -> Config:
+def _spell_moe_step(config: Config, wanted: list[Any]) -> Config | None:
+    if family_of(config) != "llama4_text":
+        return None
     return {"moe_layers": [i for i, sparse in enumerate(wanted) if sparse]}
+
+
+def _moe_range(config: Config, n: int) -> list[Any] | None:
+    """Experts in every n-th layer of a range, both ends included (ERNIE 4.5)."""
+    if config.get("model_type") != "ernie4_5_moe":
+        return None
+    every = config.get("moe_layer_interval", 1)
+    first, last = config.get("moe_layer_start_index", 1), config.get("moe_layer_end_index", -1)
+    last = n - 1 if last == -1 else last
+    return [(i + 1) % every == 0 and first <= i <= last for i in range(n)]
+
+
+def _spell_moe_range(_: Config, wanted: list[Any]) -> Config | None:
+    first = wanted.index(True) if True in wanted else len(wanted)
+    count = _prefix_length(wanted[first:], True)
+    if count is None:
+        return None
+    entries = {"moe_layer_interval": 1, "moe_layer_start_index": first}
+    return {**entries, "moe_layer_end_index": first + count - 1}
 
 
 def _period(kind: str) -> Callable[[Config, int], list[Any] | None]:
     def told(config: Config, n: int) -> list[Any] | None:
-        period, offset = config.get(f"{kind}_layer_period"), config.get(f"{kind}_layer_offset")
-        if type(period) is not int or type(offset) is not int:
-            return None
-        return [i % period == offset for i in range(n)]
+        defaults = PERIODS.get(family_of(config), {}).get(kind, (0, 0))
+        period = _number(config, f"{kind}_layer_period", defaults[0])
+        offset = _number(config, f"{kind}_layer_offset", defaults[1])
+        return [i % period == offset for i in range(n)] if period else None
 
     return told
 
 
-def _global_every(config: Config, n: int) -> list[Any] | None:
-    every = config.get("global_attn_every_n_layers")
-    if "layer_types" in config or type(every) is not int:
+def _cycle(config: Config, n: int) -> list[Any] | None:
+    """Kinds that repeat (RecurrentGemma)."""
+    kinds = config.get("block_types")
+    if config.get("model_type") != "recurrent_gemma":
         return None
-    return [i % every == 0 for i in range(n)]
+    kinds = kinds or ["recurrent", "recurrent", "attention"]
+    return [kinds[i % len(kinds)] for i in range(n)]
 
 
-def _layer_types(_: Config, wanted: list[Any]) -> Config:
-    return {"layer_types": wanted}
+def _attention_types(config: Config, n: int) -> list[Any] | None:
+    """Kinds with counts (GPT-Neo): [[["global", "local"], 12]]."""
+    if config.get("model_type") != "gpt_neo":
+        return None
+    groups = config.get("attention_types") or [[["global", "local"], 12]]
+    return [kind for kinds, count in groups for _ in range(count) for kind in kinds][:n]
+
+
+def _spell_attention_types(_: Config, wanted: list[Any]) -> Config:
+    return {"attention_types": [[wanted, 1]], "attention_layers": wanted}
+
+
+def _first_is_own(config: Config, n: int) -> list[Any] | None:
+    return [i == 0 for i in range(n)] if family_of(config) in FIRST_IS_OWN else None
 
 
 def _cannot(_: Config, __: list[Any]) -> None:
     return None
 
 
+PATTERNS = frozenset(key for key, stands_for in OVERRIDDEN.items() if stands_for == "layer_types")
 RULES = (
-    Rule("sliding_window_pattern", _alternating, _layer_types),
-    Rule("max_window_layers", _late_windows, _layer_types),
-    Rule("full_attention_interval", _linear_interval, _layer_types),
-    Rule("no_rope_layer_interval", _no_rope, lambda _, wanted: {"no_rope_layers": wanted}),
-    Rule("first_k_dense_replace", _first_dense, _spell_first_dense),
-    Rule("decoder_sparse_step", _sparse_step, _spell_sparse_step),
-    Rule("interleave_moe_layer_step", _moe_step, _spell_moe_step),
-    Rule("attn_layer_period", _period("attn"), _cannot),
-    Rule("expert_layer_period", _period("expert"), _cannot),
-    Rule("global_attn_every_n_layers", _global_every, _cannot),
+    Rule("layer_types", PATTERNS, _layer_types, lambda _, wanted: {"layer_types": wanted}),
+    Rule("no_rope_layers", frozenset({"no_rope_layer_interval"}), _no_rope, _spell_no_rope),
+    Rule(
+        "first_k_dense_replace",
+        frozenset({"first_k_dense_replace", "num_dense_layers"}),
+        _first_dense,
+        _spell_first_dense,
+    ),
+    Rule(
+        "decoder_sparse_step", frozenset({"decoder_sparse_step"}), _sparse_step, _spell_sparse_step
+    ),
+    Rule(
+        "interleave_moe_layer_step",
+        frozenset({"interleave_moe_layer_step"}),
+        _moe_step,
+        _spell_moe_step,
+    ),
+    Rule(
+        "moe_layer_interval",
+        frozenset({"moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index"}),
+        _moe_range,
+        _spell_moe_range,
+    ),
+    Rule(
+        "attn_layer_period",
+        frozenset({"attn_layer_period", "attn_layer_offset"}),
+        _period("attn"),
+        _cannot,
+    ),
+    Rule(
+        "expert_layer_period",
+        frozenset({"expert_layer_period", "expert_layer_offset"}),
+        _period("expert"),
+        _cannot,
+    ),
+    Rule("block_types", frozenset(), _cycle, lambda _, wanted: {"block_types": wanted}),
+    Rule("attention_types", frozenset(), _attention_types, _spell_attention_types),
+    Rule("model_type", frozenset(), _first_is_own, _cannot),
 )
 
 
@@ -154,5 +244,4 @@ def told_layers(config: Mapping[str, Any], anatomy: Anatomy) -> list[str] | None
     listed = text.get("layer_types")
     if isinstance(listed, list):
         return [str(kind) for kind in listed]
-    rules = (_alternating, _late_windows, _linear_interval)
-    return next((kinds for rule in rules if (kinds := rule(text, anatomy.layers))), None)
+    return _layer_types(text, anatomy.layers)
