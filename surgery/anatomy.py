@@ -174,6 +174,11 @@ def _layer_count(
         fact = "describes an encoder-decoder model, which has two stacks of layers"
         raise CheckpointError(place, fact, "only models with one stack are supported")
     key = next((key for key in LAYER_KEYS if key in text), None)
+    if key is None and text is not config:  # older configs leave out what is the default
+        return LAYER_KEYS[0], None
+    listed = text.get("layers_block_type")
+    if key is None and isinstance(listed, list) and listed:  # Nemotron-H: one entry a layer
+        return None, len(listed)
     if key is None:
         fact = f"does not say how many layers there are ({', '.join(LAYER_KEYS)})"
         raise CheckpointError(place, fact, "name the .safetensors file itself for a bare result")
@@ -186,7 +191,7 @@ def _layer_count(
 
 def _predictors(text: Mapping[str, Any]) -> int:
     """Layers stored after the model's own that predict further tokens (DeepSeek-V3)."""
-    count = text.get("num_nextn_predict_layers") or 0
+    count = text.get("num_nextn_predict_layers") or text.get("num_mtp_layers") or 0
     return count if type(count) is int and count > 0 else 0
 
 
