@@ -13,6 +13,7 @@ LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_dec
 OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECASE)
 EMBEDDING = re.compile(r"(^|[._])(wte|embed|emb|embeddings?|embed_tokens|embed_in)([._]|$)|embed")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder|decoder)\.weight$")
+HEADED = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
 NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 
 # The order in which parts are listed.
@@ -59,6 +60,7 @@ class Anatomy:
         layer_key: the config key that says how many layers there are, where there is a config.
         embedding, head: names of the token embedding and output head; None where there is none.
         tied: the head is the embedding.
+        lost_head: the config promises a head of its own, and there is none.
         experts: experts per layer, 0 for a dense model.
     """
 
@@ -71,6 +73,7 @@ class Anatomy:
     embedding: str | None
     head: str | None
     tied: bool
+    lost_head: bool
     experts: int
 
     @property
@@ -123,6 +126,7 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
         embedding=embedding,
         head=head,
         tied=embedding is not None and head is None and _has_head(config),
+        lost_head=head is None and _promises_head(config, text),
         experts=_experts(stack, text),
     )
 
@@ -184,7 +188,7 @@ def _layer_count(
         raise CheckpointError(place, fact, "name the .safetensors file itself for a bare result")
     told = text[key]
     if type(told) is not int or not 0 < told <= len(checkpoint.tensors):
-        fact = f"has {key} = {told!r}, but there are {len(checkpoint.tensors)} tensors"
+        fact = f"has {key} = {repr(told)[:40]}, but there are {len(checkpoint.tensors)} tensors"
         raise CheckpointError(place, fact, "restore the config of this checkpoint")
     return key, told
 
@@ -227,10 +231,19 @@ def _stack_bytes(checkpoint: Checkpoint, stack: Stack) -> int:
 
 
 def _check_gaps(checkpoint: Checkpoint, stack: Stack) -> None:
+    for name in checkpoint.tensors:
+        number = name.removeprefix(f"{stack.prefix}.").partition(".")[0]
+        if name.startswith(f"{stack.prefix}.") and _is_no_layer(number):
+            fact = f"has the tensor {name[:80]!r}, whose layer number cannot be one"
+            raise CheckpointError(checkpoint.ref, fact, "the checkpoint is damaged or forged")
     missing = next((n for n in range(len(stack.layers)) if n not in stack.layers), None)
     if missing is not None:
         fact = f"has no tensors of layer {stack.prefix}.{missing}, but of later layers"
         raise CheckpointError(checkpoint.ref, fact, "the checkpoint is incomplete: copy it again")
+
+
+def _is_no_layer(word: str) -> bool:
+    return word.lstrip("+-").isdigit() and not NUMBER.fullmatch(word)
 
 
 def _ends(
@@ -252,11 +265,16 @@ def _ends(
     return (embedding[0].name if embedding else None), head
 
 
+def _promises_head(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return tied is False and _has_head(config)
+
+
 def _has_head(config: Mapping[str, Any]) -> bool:
     if config.get("tie_word_embeddings"):
         return True
     architectures = config.get("architectures") or []
-    return any(str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in architectures)
+    return any(str(name).endswith(HEADED) for name in architectures)
 
 
 def _experts(stack: Stack, text: Mapping[str, Any]) -> int:

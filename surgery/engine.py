@@ -15,7 +15,7 @@ from surgery.slices import Item, Scratch, Sources, cut, pieces
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 TICK = 0.1  # seconds between two looks at the workers
 GRACE = 1.0  # seconds that workers get to end their item after an interrupt
-AHEAD = 4  # items to read ahead
+AHEAD = 16  # items to read ahead
 
 
 class Target(Protocol):

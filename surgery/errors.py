@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+LONGEST = 600  # characters of a part of a message; a path has at most 4096, mostly far fewer
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""
@@ -23,9 +25,9 @@ class SurgeryError(Exception):
     exit_code = Exit.FAILED
 
     def __init__(self, place: object, fact: str, remedy: str = "") -> None:
-        self.place = printable(str(place))
-        self.fact = printable(fact)
-        self.remedy = printable(remedy)
+        self.place = shortened(printable(str(place)))
+        self.fact = shortened(printable(fact))
+        self.remedy = shortened(printable(remedy))
         super().__init__(f"{self.place}: {self.fact}" + (f"; {self.remedy}" if remedy else ""))
 
 
@@ -66,3 +68,10 @@ class Interrupted(SurgeryError):
 def printable(text: str) -> str:
     """Return text with control characters escaped, so that a name cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """Return text of at most `LONGEST` characters, the middle left out: a sentence stays one."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"

@@ -69,7 +69,7 @@ class Sources:
     def __enter__(self) -> "Sources":
         for file in self._stamps:
             try:
-                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 self.__exit__()
                 raise StepError(file, f"cannot be opened ({error.strerror})") from error

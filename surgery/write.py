@@ -99,7 +99,9 @@ class Partial:
         """
         lines = [] if fresh or not self._has_shards() else self._read_journal()
         if lines and lines[0].get("fingerprint") != fingerprint:
-            fact = f"{self.folder.name} holds the unfinished output of another command"
+            fact = (
+                f"{self.folder.name} holds the unfinished output of another command or other inputs"
+            )
             raise PlanError(self.out, fact, "finish that one, or discard it with --fresh")
         if not lines or not self._shards_are_whole():
             self._create(fingerprint)

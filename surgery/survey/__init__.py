@@ -83,6 +83,7 @@ class Survey:
     embedding: str | None
     head: str | None
     tied: bool
+    lost_head: bool
     experts: Mapping[str, int] | None
     other_stacks: tuple[OtherStack, ...]
     quantization: str | None
@@ -124,6 +125,7 @@ def survey(checkpoint: Checkpoint, *, kinds: Kinds | None = None) -> Survey:
         embedding=parts.embedding if parts else None,
         head=parts.head if parts else None,
         tied=parts.tied if parts else False,
+        lost_head=parts.lost_head if parts else False,
         experts=experts,
         other_stacks=tuple(_stack(checkpoint, s) for s in parts.other_stacks) if parts else (),
         quantization=_quantization(config),
@@ -132,7 +134,9 @@ def survey(checkpoint: Checkpoint, *, kinds: Kinds | None = None) -> Survey:
         record=_tried(lambda: _record(checkpoint), notes),
         notes=(),
     )
-    return replace(found, notes=(*notes, *_remarks(found, text)))
+    return replace(
+        found, notes=(*notes, *_remarks(found, text, has_config=checkpoint.config is not None))
+    )
 
 
 def _tried(look: Callable[[], Found], notes: list[str]) -> Found | None:
@@ -246,13 +250,17 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return {**kept, "inputs": inputs}
 
 
-def _remarks(found: Survey, text: Mapping[str, Any]) -> list[str]:
+def _remarks(found: Survey, text: Mapping[str, Any], *, has_config: bool) -> list[str]:
     """Tell what does not fit together, though it need not be wrong."""
     notes = []
     if found.quantization:
         notes.append(
             f"quantized ({found.quantization}): a stored element may hold several parameters"
         )
+    if found.lost_head:
+        notes.append("the config promises an output head of its own (lm_head), but there is none")
+    if found.kind != "file" and not has_config:
+        notes.append("there is no config.json, so nothing can load the weights")
     if found.head and text.get("tie_word_embeddings"):
         notes.append(f"the config ties the head to the embedding, but {found.head} is stored too")
     rows, tokens = found.dimensions.get("vocabulary"), found.tokenizer and found.tokenizer.tokens
