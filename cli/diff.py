@@ -12,8 +12,9 @@ from cli.heatmap import show_heat_map
 from cli.writing import parse_size
 from surgery.checkpoint import open_checkpoint
 from surgery.comparing import compare
-from surgery.difference import Difference, Figures, Group, Side, TensorDifference
+from surgery.difference import Difference, Group, Side, TensorDifference
 from surgery.errors import RecipeError
+from surgery.sums import Figures
 from surgery.survey.layers import ranges
 
 A_SIDE = "A directory, a .safetensors file, or org/name[@rev]."

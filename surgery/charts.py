@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from math import ceil, floor, log10
 from typing import Any
 
-from surgery.difference import Difference, Figures
+from surgery.difference import Difference
 from surgery.errors import RecipeError
+from surgery.sums import Figures
 
 SEQUENTIAL = "Viridis"
 DIVERGING = [[0, "#3b7dd8"], [0.5, "#b8bcc4"], [1, "#e07b39"]]

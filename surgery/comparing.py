@@ -11,12 +11,13 @@ from time import monotonic
 from surgery.anatomy import PART_ORDER, Anatomy, anatomy
 from surgery.checkpoint import BITS, Checkpoint, TensorInfo
 from surgery.compute import COMPUTABLE
-from surgery.difference import Difference, Mismatch, Side, State, Sums, TensorDifference, add
+from surgery.difference import Difference, Mismatch, Side, State, TensorDifference
 from surgery.engine import TICK, Progress
 from surgery.errors import CheckpointError, PlanError
 from surgery.measure import SCRATCH, Rulers, same_bytes
 from surgery.preflight import CHUNK, MEMORY, default_workers
 from surgery.slices import Scratch, Sources
+from surgery.sums import Sums, add
 
 WORKER_BYTES = 2 * CHUNK + SCRATCH  # what one thread holds: a slice of each side, and float64
 

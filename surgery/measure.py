@@ -4,7 +4,7 @@ from math import fsum
 from typing import TYPE_CHECKING
 
 from surgery.compute import as_tensor, use_one_thread
-from surgery.difference import Sums, add
+from surgery.sums import Sums, add
 
 if TYPE_CHECKING:
     import torch

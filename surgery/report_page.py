@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from surgery.charts import METRICS, heat_map, layer_lines, plotly_program
-from surgery.difference import Difference, Figures, Group, Side
+from surgery.difference import Difference, Group, Side
 from surgery.errors import PlanError
 from surgery.page_style import STYLE, SWITCH
 from surgery.provenance import tool_version
+from surgery.sums import Figures
 
 # The browser itself sees to it that the page loads nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -105,8 +106,11 @@ def _text(value: object) -> str:
 
 
 def _json(found: Difference) -> str:
-    """Return JSON that cannot end the script element that it stands in."""
-    return json.dumps(found.as_dict()).replace("<", "\\u003c").replace(">", "\\u003e")
+    """Return JSON that cannot end the script element that it stands in; a page tells no paths."""
+    told = found.as_dict()
+    for side in (told["a"], told["b"]):
+        del side["ref"]
+    return json.dumps(told).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _sentence(found: Difference) -> str:
