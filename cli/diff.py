@@ -194,14 +194,17 @@ def _more(left: int) -> None:
 
 
 def collapse(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Write names that differ in their numbers alone as one, `layers.{0-3, 7}.mlp`, and count."""
+    """Write names that differ in their numbers alone as one, `layers.{0-3, 7}.mlp`, and count.
+
+    The names that stand for most come first.
+    """
     found: dict[str, list[list[int]]] = {}
     for name in names:
         numbers = [int(number) for number in NUMBERS.findall(name)]
         found.setdefault(NUMBERS.sub("{}", name.translate(BRACES)), []).append(numbers)
     return [
         (form.format(*map(_numbers, zip(*rows, strict=True))), len(rows))
-        for form, rows in found.items()
+        for form, rows in sorted(found.items(), key=lambda item: -len(item[1]))
     ]
 
 

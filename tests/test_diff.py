@@ -378,6 +378,46 @@ def test_as_many_tensors_are_listed_as_asked(asked, count, models, capsys):
 
 
 @pytest.fixture
+def strangers(tmp_path):
+    """Two files that share little: other layers, another shape, another dtype, integers, NaN."""
+    a, b = layered(layers=2), layered(layers=60)
+    a |= {"count": torch.tensor([1]), "wild": torch.tensor([float("nan")])}
+    b |= {
+        "count": torch.tensor([2]),
+        "wild": torch.tensor([1.0]),
+        "model.norm.weight": torch.ones(5),
+    }
+    a["lm_head.weight"], b["lm_head.weight"] = torch.ones(8, 4), torch.ones(8, 4).bfloat16() * 2
+    b |= {f"extra{n}": torch.zeros(1) for n in range(30)}
+    paths = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    return write(paths[0], a), write(paths[1], b)
+
+
+STRANGE = {
+    "counts of what is apart": "204 only in B, 1 of another shape, 2 differ, but",
+    "a name for many": "model.layers.{2-59}.mlp.experts.{0-1}.up.weight 116",
+    "shapes": "model.norm.weight [4] [5]",
+    "both dtypes": "lm_head.weight F32, BF16",
+    "why not": "I64 is compared by bytes only",
+    "how many are left": "and 12 more (--json lists them)",
+}
+
+
+@pytest.mark.parametrize("words", STRANGE.values(), ids=STRANGE)
+def test_what_is_apart_is_printed(words, strangers, capsys):
+    assert words in " ".join(shown(capsys, *strangers, "--tensors", "all").split())
+
+
+def test_what_is_apart_is_in_the_page(strangers, tmp_path, capsys):
+    pytest.importorskip("plotly")
+    out = tmp_path / "diff.html"
+    shown(capsys, *strangers, "--html", out)
+    text = out.read_text(encoding="utf-8")
+    for words in ("Differ, but were not measured", "Of another shape", "Only in b", "extra29"):
+        assert words in text
+
+
+@pytest.fixture
 def terminal(monkeypatch):
     """A console that takes its output for a terminal of 60 columns."""
 
@@ -530,6 +570,17 @@ def test_the_page_draws_a_map_of_each_figure_and_the_layers(page):
     for name in ("map-relative_l2", "map-cosine", "map-signs", "map-norm_ratio", "lines"):
         assert f'id="{name}"' in text
     assert "mlp.experts.*.up" in text
+
+
+@pytest.mark.parametrize(("spread", "ticks"), [(0.0, False), (3.0, True)], ids=["even", "wide"])
+def test_changes_of_many_sizes_are_coloured_by_powers_of_ten(spread, ticks, tmp_path):
+    pytest.importorskip("plotly")
+    from surgery.charts import METRICS, heat_map
+
+    a = layered()
+    b = {n: t * (1 + 10 ** (-spread * ("layers.0" in n)) / 9) for n, t in a.items()}
+    one, two = write(tmp_path / "a.safetensors", a), write(tmp_path / "b.safetensors", b)
+    assert ("ticktext" in heat_map(differ(one, two), METRICS[0])) is ticks
 
 
 def test_the_same_comparison_gives_the_same_page(page, models, tmp_path, capsys):

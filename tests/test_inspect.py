@@ -295,6 +295,39 @@ def test_more_tokens_than_rows_are_noted(tmp_path, capsys):
     assert "7 tokens, the embedding only 6 rows" in found["notes"][0]
 
 
+def test_many_files_are_not_all_printed(tmp_path, capsys):
+    model = make(tmp_path / "m", **{f"note{n}__txt": "x" for n in range(12)})
+    assert main(["inspect", str(model)]) == 0
+    assert "and 5 more" in capsys.readouterr().out
+
+
+def test_what_was_found_is_told_in_words(structure, tmp_path, capsys):
+    config = {"quantization_config": {"quant_method": "gptq"}, "num_nextn_predict_layers": 1}
+    assert main(["inspect", str(make(tmp_path / "m", config, tensors_of(layers=3)))]) == 0
+    assert main(["inspect", str(structure("gemma3"))]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "quantized gptq",
+        "and 1 extra (next-token predictors)",
+        "vision_tower.encoder.layers: 2 modules",
+        "tied to the embedding",
+        "128 positions, sliding window 8",
+        "4, 2 for keys and values, 16 wide",
+        "BPE (tokenizer.json), 258 tokens",
+    ):
+        assert words in text
+
+
+def test_on_a_terminal_shares_are_bars(structure, monkeypatch, capsys):
+    from cli import render
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    render._console.cache_clear()
+    assert main(["inspect", str(structure("llama"))]) == 0
+    render._console.cache_clear()
+    assert "\u2588\u2588" in capsys.readouterr().out
+
+
 def test_the_record_of_a_result_is_told(tmp_path, capsys):
     base, out = make(tmp_path / "base"), tmp_path / "out"
     assert main(["stack", str(base), "--factor", "2", "-o", str(out)]) == 0
