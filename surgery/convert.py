@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from surgery.checkpoint import Checkpoint, TensorInfo, stamp
 from surgery.checkpoint.layout import carried_files, read_config
 from surgery.checkpoint.refs import resolve
 from surgery.errors import CheckpointError
-from surgery.pickles import find_pickles, load_tensors, shares_with
+from surgery.pickles import Pickles, find_pickles, load_tensors, shares_with
 from surgery.plan import Plan, Step, TensorSpec, check_plan
 from surgery.slices import Sources
 
@@ -27,9 +29,20 @@ DTYPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pickled(Checkpoint):
+    """An opened pickled checkpoint.
+
+    Attributes:
+        shared: (first name, further name) of each tensor that has several names.
+    """
+
+    shared: tuple[tuple[str, str], ...] = ()
+
+
 def open_pickle(
     ref: str | Path, *, weights: str | None = None, allow_download: bool = False
-) -> Checkpoint:
+) -> Pickled:
     """Open a pickled checkpoint: pytorch_model.bin, its shards, or a bare .bin, .pt, .pth file.
 
     torch maps the files and builds tensors only; anything else in a pickle is refused unread.
@@ -48,33 +61,52 @@ def open_pickle(
     root = found.path.parent if bare else found.path.resolve()
     chosen = find_pickles(found.path, weights)
     config = None if bare else read_config(root)
-    tensors: dict[str, TensorInfo] = {}
-    notes: list[str] = []
-    for file in chosen.files:
-        loaded = load_tensors(file)
-        chosen.check(file, loaded.tensors)
-        _refuse_twice(file, tensors, loaded.tensors)
-        tensors |= {name: _info(name, t, file) for name, t in loaded.tensors.items()}
-        notes += loaded.notes
-    return Checkpoint(
+    parts = [_examine(file, chosen) for file in chosen.files]
+    return Pickled(
         ref=str(ref),
         root=root,
-        tensors=tensors,
+        tensors=_joined(parts),
         files=chosen.files,
         config=config,
         carried=() if bare else carried_files(root, config),
         revision=found.revision,
         bare=bare,
-        notes=tuple(notes),
+        notes=tuple(note for part in parts for note in part.notes),
         stamps={file: stamp(file) for file in chosen.files},
+        shared=tuple(pair for part in parts for pair in part.shared),
     )
 
 
-def _refuse_twice(file: Path, known: Mapping[str, object], new: Iterable[str]) -> None:
-    twice = next((name for name in new if name in known), None)
-    if twice is not None:
-        fact = f"holds {twice!r}, which another file of the model holds too"
-        raise CheckpointError(file, fact, "the files are of two models")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What one file holds; its tensors are let go, so that one file at a time is in memory."""
+
+    file: Path
+    tensors: Mapping[str, TensorInfo]
+    shared: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def _examine(file: Path, chosen: Pickles) -> _Part:
+    loaded = load_tensors(file)
+    chosen.check(file, loaded.tensors)
+    return _Part(
+        file=file,
+        tensors={name: _info(name, tensor, file) for name, tensor in loaded.tensors.items()},
+        shared=tuple(shares_with(loaded.tensors)),
+        notes=loaded.notes,
+    )
+
+
+def _joined(parts: Iterable[_Part]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for part in parts:
+        twice = next((name for name in part.tensors if name in tensors), None)
+        if twice is not None:
+            fact = f"holds {twice!r}, which another file of the model holds too"
+            raise CheckpointError(part.file, fact, "the files are of two models")
+        tensors |= part.tensors
+    return tensors
 
 
 def _info(name: str, tensor: "torch.Tensor", file: Path) -> TensorInfo:
@@ -89,14 +121,11 @@ def _info(name: str, tensor: "torch.Tensor", file: Path) -> TensorInfo:
     return TensorInfo(name, code, tuple(tensor.shape), file, 0, size)
 
 
-def convert(source: Checkpoint) -> Plan:
+def convert(source: Pickled) -> Plan:
     """Copy every tensor of a pickled checkpoint into safetensors, dtypes kept.
 
     Of two names for one tensor, an output head that the config ties to the embedding is left
     out; any other is stored again under its own name.
-
-    Raises:
-        CheckpointError: a file can no longer be read.
     """
     dropped, notes = _ties(source)
     kept = {name: tensor for name, tensor in source.tensors.items() if name not in dropped}
@@ -120,7 +149,7 @@ def convert(source: Checkpoint) -> Plan:
     )
 
 
-def _ties(source: Checkpoint) -> tuple[dict[str, str], list[str]]:
+def _ties(source: Pickled) -> tuple[dict[str, str], list[str]]:
     """Return the tensors to leave out, with the reason, and what to tell of the others."""
     config = source.config or {}
     tied = any(
@@ -129,27 +158,32 @@ def _ties(source: Checkpoint) -> tuple[dict[str, str], list[str]]:
         if isinstance(part, dict)
     )
     dropped, notes = {}, []
-    for file in source.files:
-        for first, second in shares_with(load_tensors(file).tensors):
-            pair = sorted((first, second), key=lambda name: HEAD.search(name) is not None)
-            if tied and EMBEDDING.search(pair[0]) and HEAD.search(pair[1]):
-                dropped[pair[1]] = f"the config ties it to {pair[0]}"
-            else:
-                notes.append(f"{second} is {first}: stored twice")
+    for first, second in source.shared:
+        pair = sorted((first, second), key=lambda name: HEAD.search(name) is not None)
+        if tied and EMBEDDING.search(pair[0]) and HEAD.search(pair[1]):
+            dropped[pair[1]] = f"the config ties it to {pair[0]}"
+        else:
+            notes.append(f"{second} is {first}: stored twice")
     return dropped, notes
 
 
 class PickleSources(Sources):
-    """Pickled files of a run, mapped when first read; of old ones, which cannot be, one at a time.
+    """Pickled files of a run, one at a time: mapped, or read where the old layout allows no map.
 
-    Tensors that lie scattered in their storage are put in order one at a time.
+    Tensors that lie scattered in their storage are put in order one at a time too.
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
         super().__init__(checkpoints)
         self._loading = threading.Lock()
-        self._tensors: dict[Path, Mapping[str, torch.Tensor]] = {}
+        # One thread loads: memory that one thread frees is not what another is given.
+        self._loader = ThreadPoolExecutor(max_workers=1)
+        self._loaded: dict[Path, Mapping[str, torch.Tensor]] = {}
         self._ordered: dict[tuple[Path, str], np.ndarray[Any, Any]] = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._loader.shutdown(wait=False)
+        super().__exit__()
 
     def read(self, tensor: TensorInfo, at: int, view: memoryview) -> None:
         """Fill `view` with the tensor's bytes from `at` on."""
@@ -176,9 +210,7 @@ class PickleSources(Sources):
         return found
 
     def _file(self, file: Path) -> "Mapping[str, torch.Tensor]":
-        if file not in self._tensors:
-            loaded = load_tensors(file)
-            if not loaded.mapped:
-                self._tensors.clear()
-            self._tensors[file] = loaded.tensors
-        return self._tensors[file]
+        if file not in self._loaded:
+            self._loaded.clear()
+            self._loaded[file] = self._loader.submit(load_tensors, file).result().tensors
+        return self._loaded[file]

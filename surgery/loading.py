@@ -1,4 +1,4 @@
-"""Ask transformers whether it would load a checkpoint whole, without reading a weight."""
+"""Ask transformers whether it would load a checkpoint whole, without holding a weight."""
 
 import logging
 import re
@@ -24,7 +24,8 @@ def loading_problems(checkpoint: Checkpoint) -> list[str]:
     """Build the model on the meta device and return what is missing, left over or misshapen.
 
     transformers' own loader does it, its conversions between names on disk and in memory
-    included; parameters have shapes and no storage, so memory does not grow with the model.
+    included. It maps the files, and parameters have shapes but no storage, so that the memory
+    used does not grow with the model.
     No code of the checkpoint is run and the network is not used.
 
     Raises:

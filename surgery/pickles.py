@@ -50,10 +50,9 @@ class Pickles:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The tensors of one file, whether they are mapped rather than read, and what was noticed."""
+    """The tensors of one file, and what was noticed."""
 
     tensors: "Mapping[str, torch.Tensor]"
-    mapped: bool
     notes: tuple[str, ...] = ()
 
 
@@ -124,7 +123,7 @@ def load_tensors(file: Path) -> Loaded:
         _check_entry(file, name, value)
     if not tensors:
         raise CheckpointError(file, "holds no tensors", "name a file with weights")
-    return Loaded({name: value.detach() for name, value in tensors.items()}, mapped, notes)
+    return Loaded({name: value.detach() for name, value in tensors.items()}, notes)
 
 
 def _is_zip(file: Path) -> bool:
