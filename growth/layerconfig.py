@@ -14,7 +14,7 @@ from growth.layerkeys import COUNTS, MAYBE_PER_LAYER, NOT_LAYERS, NUMBERS, PER_L
 from growth.layernames import rename_modules
 from growth.layerrules import RULES, Config, Rule
 from growth.refusals import refuse_first, refuse_place, refuse_unknown
-from surgery.anatomy import LAYER_KEYS, Anatomy, dig
+from surgery.anatomy import LAYER_KEYS, Anatomy, dig, predictors
 from surgery.errors import PlanError
 
 MINICPM_SCALE = 1.0  # scale_depth where the config does not say
@@ -26,6 +26,7 @@ def remap_config(config: Config, anatomy: Anatomy, sources: Sequence[int]) -> Co
     Raises:
         PlanError: something in the config ties a layer to its depth and cannot be carried over.
     """
+    _refuse_long(text_config(config, anatomy), anatomy)
     new = deepcopy(config)
     text = new
     for key in anatomy.section:
@@ -120,6 +121,15 @@ def _is_whole(key: str, value: list[Any] | str, layers: int) -> bool:
         return True
     fact = f"has {len(value)} entries for {layers} layers"
     raise PlanError(f"config.json, {key}", fact, "restore the config")
+
+
+def _refuse_long(old: Config, anatomy: Anatomy) -> None:
+    """Refuse a list with more entries than there are layers, predictors behind them included."""
+    most = anatomy.layers + (anatomy.extra_layers or predictors(old))
+    for _, key, value in _entries(old):
+        if key in PER_LAYER and isinstance(value, list) and len(value) > most:
+            fact = f"has {len(value)} entries for {anatomy.layers} layers"
+            raise PlanError(f"config.json, {key}", fact, "restore the config")
 
 
 def _compensate(text: Config, old: Config, count: int, layers: int) -> None:

@@ -113,7 +113,7 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     text = dig(config, section)
     key, told = _layer_count(checkpoint, config, text)
     stacks = find_stacks(checkpoint.tensors)
-    stack = _choose_stack(checkpoint, stacks, told, key, _predictors(text))
+    stack = _choose_stack(checkpoint, stacks, told, key, predictors(text))
     _check_gaps(checkpoint, stack)
     embedding, head = _ends(checkpoint, stack, text)
     return Anatomy(
@@ -193,7 +193,7 @@ def _layer_count(
     return key, told
 
 
-def _predictors(text: Mapping[str, Any]) -> int:
+def predictors(text: Mapping[str, Any]) -> int:
     """Layers stored after the model's own that predict further tokens (DeepSeek-V3)."""
     count = text.get("num_nextn_predict_layers") or text.get("num_mtp_layers") or 0
     return count if type(count) is int and count > 0 else 0
