@@ -45,11 +45,8 @@ REFUSED = {
     "deepstack_layer_map": "image features enter at set layers",
     "spatial_target_layers": "image features enter at set layers",
 }
-# The family whose default for an entry above is not to use it has no row; the others have.
-ASSUMED = {
-    ("gemma4_text", "hidden_size_per_layer_input"): 256,
-    ("gemma4_unified_text", "hidden_size_per_layer_input"): 0,
-}
+# What a family takes an entry above to be where its config does not say.
+ASSUMED = {("gemma4_text", "hidden_size_per_layer_input"): 256}
 
 # Further names of the number of layers.
 COUNTS = ("num_blocks", "num_transformer_layers")
