@@ -112,7 +112,7 @@ def open_checkpoint(
         tensors=found_weights.tensors,
         files=found_weights.files,
         bare=True,
-        metadata=read_header(path).metadata,
+        metadata=found_weights.metadata,
         stamps={file: stamp(file) for file in found_weights.files},
     )
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ BITS = {
 MAX_HEADER = 100_000_000
 MAX_U64 = 2**64 - 1
 SNIFF = 512
+SURROGATE = re.compile("[\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1
 MAX_SHOWN = 200  # characters of a name in a message
 
 # First bytes of what people mistake for safetensors: (bytes, what it is, what to do).
@@ -200,13 +203,13 @@ def _metadata(value: object, file: Path) -> dict[str, str]:
 
 
 def _check_text(text: str, file: Path, where: str) -> None:
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if SURROGATE.search(text):
         raise CheckpointError(file, f"{where} holds a lone surrogate, which is not Unicode text")
 
 
 def _entry(name: str, value: object, file: Path, start: int) -> TensorInfo:
     _check_text(name, file, "a tensor name")
-    if any(c < " " or "\x7f" <= c <= "\x9f" for c in name):  # C0, DEL and C1
+    if CONTROL.search(name):
         fact = f"the tensor name {quoted(name)} holds control characters"
         raise CheckpointError(file, fact, "rename the tensor where the file was made")
 

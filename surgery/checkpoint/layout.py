@@ -3,8 +3,8 @@
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,16 @@ CARRIED_FOLDERS = ("additional_chat_templates",)
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight files of a checkpoint, their tensors by name, and what was noticed."""
+    """The weight files of a checkpoint, their tensors by name, and what was noticed.
+
+    Attributes:
+        metadata: the header's own table of strings, where there is one file.
+    """
 
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_weights(root: Path, choice: str | None) -> Weights:
@@ -65,10 +70,11 @@ def find_weights(root: Path, choice: str | None) -> Weights:
 
 def single_file(path: Path) -> Weights:
     """Read one .safetensors file."""
-    tensors = {tensor.name: tensor for tensor in read_header(path).tensors}
+    header = read_header(path)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
     if not tensors:
         raise CheckpointError(path, "holds no tensors", "name a file with weights")
-    return Weights((path,), tensors)
+    return Weights((path,), tensors, metadata=header.metadata)
 
 
 def _choose(root: Path, names: Sequence[str]) -> str:
