@@ -110,7 +110,7 @@ def _json(found: Difference) -> str:
     told = found.as_dict()
     for side in (told["a"], told["b"]):
         del side["ref"]
-    return json.dumps(told).replace("<", "\\u003c").replace(">", "\\u003e")
+    return json.dumps(told, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _sentence(found: Difference) -> str:
