@@ -56,7 +56,7 @@ def open_pickle(
     Raises:
         CheckpointError: nothing to read, or not a plain state dict of tensors.
     """
-    found = resolve(ref, allow_download=allow_download)
+    found = resolve(ref, allow_download=allow_download, pickles=True)
     bare = not found.path.is_dir()
     root = found.path.parent if bare else found.path.resolve()
     chosen = find_pickles(found.path, weights)

@@ -25,6 +25,7 @@ def make_record(
     *,
     headers: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
 ) -> dict[str, Any]:
     """Return the record of a run; the same run gives the same bytes, so it holds no time.
 
@@ -33,6 +34,7 @@ def make_record(
     Args:
         headers: per shard the digest of its header, by `header_digest`.
         files: per file beside the shards the SHA-256 of its bytes.
+        shard_size: bytes of tensor data per file; None for a bare file.
     """
     return {
         "surgery": FORMAT,
@@ -43,6 +45,7 @@ def make_record(
         "dropped": dict(plan.dropped),
         "digest": ALGORITHM,
         "outputs": {name: digests.outputs.get(name, PLACEHOLDER) for name in plan.order},
+        "shard_size": shard_size,
         "headers": dict(headers or {}),
         "files": dict(files or {}),
         "versions": _versions(plan),

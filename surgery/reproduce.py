@@ -11,6 +11,7 @@ from surgery.errors import CheckpointError, RecipeError, VerificationError
 from surgery.plan import Plan
 from surgery.provenance import RECORD, read_record
 from surgery.run import dry_digests, run
+from surgery.shards import SHARD_SIZE
 
 Record = Mapping[str, Any]
 
@@ -75,6 +76,7 @@ def reproduce(
     sources = _open_inputs(record, operation, moved or {})
     plan = _compile(checkpoint, record, operation, sources)
     if out is not None:
+        limits.setdefault("shard_size", record.get("shard_size") or SHARD_SIZE)
         made: Record = run(plan, out, progress=progress, **limits).record
     else:
         made = dry_digests(plan, progress=progress, **limits)

@@ -167,12 +167,12 @@ def _complete(plan: Plan, partial: Partial, layout: Layout, digests: Digests) ->
     """Write everything beside the tensors, and return the record."""
     if plan.bare:
         return _complete_bare(plan, partial, layout, digests)
-    files = {}
+    files: dict[str, str] = {}
     for name, data in _beside(plan, layout):
         partial.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
     headers = {shard.name: header_digest(shard.header) for shard in layout.shards}
-    record = make_record(plan, digests, headers=headers, files=files)
+    record = make_record(plan, digests, headers=headers, files=files, shard_size=layout.shard_size)
     text = sealed(record, indent=2)
     partial.add(RECORD, text.encode() + b"\n")
     return _parsed(text)

@@ -35,6 +35,7 @@ class Layout:
 
     shards: tuple[Shard, ...]
     places: Mapping[str, Place]
+    shard_size: int
 
     @property
     def size(self) -> int:
@@ -72,7 +73,7 @@ def lay_out(
         end = len(header) + sum(outputs[n].nbytes for n in ordered)
         shards.append(Shard(_shard_name(stem, number, len(groups)), tuple(ordered), header, end))
         places.update({n: Place(number, at) for n, at in offsets.items()})
-    return Layout(tuple(shards), {name: places[name] for name in outputs})
+    return Layout(tuple(shards), {name: places[name] for name in outputs}, shard_size)
 
 
 def _groups(outputs: Mapping[str, TensorSpec], shard_size: int) -> list[list[str]]:

@@ -9,6 +9,7 @@ from surgery.errors import CheckpointError
 
 HUB_REF = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
+PICKLE_PATTERNS = ["*.bin", "*.pt", "*.pth"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,12 @@ class Resolved:
     revision: str | None = None
 
 
-def resolve(ref: str | Path, *, allow_download: bool = False) -> Resolved:
+def resolve(ref: str | Path, *, allow_download: bool = False, pickles: bool = False) -> Resolved:
     """Resolve a ref to a local file or directory.
 
     An existing path always wins. `org/name` and `org/name@rev` are looked up in the hub's local
-    cache, and fetched only with `allow_download` (and never under HF_HUB_OFFLINE=1).
+    cache, and fetched only with `allow_download` (and never under HF_HUB_OFFLINE=1); of a
+    model that has pickled weights too, those only with `pickles`.
 
     Raises:
         CheckpointError: no such path, or the hub ref is not in the cache and may not be fetched.
@@ -34,10 +36,11 @@ def resolve(ref: str | Path, *, allow_download: bool = False) -> Resolved:
     text = str(ref)
     if text.startswith((".", "/", "~")) or not HUB_REF.fullmatch(text):
         raise CheckpointError(text, "does not exist", "name a .safetensors file or a directory")
-    return _from_hub(text, allow_download=allow_download)
+    patterns = WEIGHT_PATTERNS + PICKLE_PATTERNS * pickles
+    return _from_hub(text, patterns, allow_download=allow_download)
 
 
-def _from_hub(ref: str, *, allow_download: bool) -> Resolved:
+def _from_hub(ref: str, patterns: list[str], *, allow_download: bool) -> Resolved:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -47,7 +50,7 @@ def _from_hub(ref: str, *, allow_download: bool) -> Resolved:
             name,
             revision=revision or None,
             local_files_only=not allow_download,
-            allow_patterns=WEIGHT_PATTERNS,
+            allow_patterns=patterns,
         )
     except LocalEntryNotFoundError as error:
         fact = "is no local path, and the hub's local cache does not hold it"
