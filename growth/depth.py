@@ -1,5 +1,6 @@
 """One abstraction for every change of depth: which source layer each new layer comes from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,8 @@ from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, RecipeError
 from surgery.plan import Function, Plan, Step, TensorSpec, check_plan
 
+NUMBER = re.compile(r"[0-9]{1,5}")  # no model has more layers, and a slip would fill the memory
+MOST_LAYERS = 100_000
 SCALABLE = ("F64", "F32", "F16", "BF16")
 
 
@@ -81,6 +84,9 @@ def check_layers(sources: Sequence[int], layers: int) -> None:
     """Refuse a map that is empty or that names layers which do not exist."""
     if not sources:
         raise RecipeError("the layer map", "leaves no layer", "keep at least one")
+    if len(sources) > MOST_LAYERS:
+        fact = f"gives {len(sources)} layers, which no machine could run"
+        raise RecipeError("the layer map", fact, f"stay below {MOST_LAYERS}")
     beyond = next((n for n in sources if not 0 <= n < layers), None)
     if beyond is not None:
         fact = f"names layer {beyond}, but the model has layers 0 to {layers - 1}"
@@ -205,11 +211,11 @@ def parse_layers(text: str, *, option: str) -> tuple[int, ...]:
     layers: list[int] = []
     for item in text.split(","):
         begin, dash, end = (word.strip() for word in item.partition("-"))
-        if not begin.isascii() or not begin.isdigit() or (dash and not end.isdigit()):
-            fact = f"{item.strip()!r} is neither a layer nor a range of layers"
-            raise RecipeError(f"{option} {text}", fact, "write for instance 0-23,8-31")
+        if not NUMBER.fullmatch(begin) or (dash and not NUMBER.fullmatch(end)):
+            fact = f"{item.strip()[:40]!r} is neither a layer nor a range of layers"
+            raise RecipeError(f"{option} {text[:80]}", fact, "write for instance 0-23,8-31")
         if dash and int(end) < int(begin):
             fact = f"the range {item.strip()} runs backwards"
-            raise RecipeError(f"{option} {text}", fact, f"write {end}-{begin}")
+            raise RecipeError(f"{option} {text[:80]}", fact, f"write {end}-{begin}")
         layers += range(int(begin), int(end or begin) + 1)
     return tuple(layers)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from growth.depth import DepthMap, change_depth, check_layers, parse_layers
+from growth.depth import MOST_LAYERS, DepthMap, change_depth, check_layers, parse_layers
 from growth.residual import writers_among
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint
@@ -86,6 +86,9 @@ def _sources(
 def _repeated(count: int, factor: int, order: Order) -> tuple[int, ...]:
     if factor < 1:
         raise RecipeError(f"--factor {factor}", "is below 1", "2 doubles the depth")
+    if factor * count > MOST_LAYERS:
+        fact = f"gives {factor * count} layers, which no machine could run"
+        raise RecipeError(f"--factor {factor}", fact, "2 doubles the depth")
     if order == "aabb":
         return tuple(layer for layer in range(count) for _ in range(factor))
     return tuple(range(count)) * factor
