@@ -141,15 +141,22 @@ UNLISTED: Mapping[str, tuple[str, ...]] = {
     "lfm3": ("layer_types",),
     "mimo_v2_flash": ("layer_types",),
     "minimax_m3_vl_text": ("layer_types", "mlp_layer_types"),
+    "mllama_text_model": ("cross_attention_layers",),
     "muse_glimmer_text": ("layer_types", "layer_rope_theta"),
     "muse_spark_text": ("layer_types", "layer_rope_theta"),
+    "nemotron_h": ("layers_block_type",),
     "step3p5": ("layer_types", "mlp_layer_types"),
+    "t5_gemma_module": ("layer_types",),
+    "t5gemma2_decoder": ("layer_types",),
     "t5gemma2_text": ("layer_types",),
-    "t5gemma_module": ("layer_types",),
     "ultrabert": ("layer_types",),
 }
 # Entries that stand in for a list above.
-STAND_INS: Mapping[str, str] = {"compress_ratios": "layer_types"}
+STAND_INS: Mapping[str, str] = {
+    "compress_ratios": "layer_types",
+    "hybrid_override_pattern": "layers_block_type",
+    "layer_types": "layers_block_type",
+}
 
 # Families whose last layer has full attention, whatever the config says.
 LAST_IS_FULL = {

@@ -67,7 +67,7 @@ def layer_facts(config: Config, anatomy: Anatomy) -> list[tuple[str, ...]]:
         if key in NUMBERS and isinstance(value, list):
             told.append([i in value for i in range(layers)])
         elif key == "per_layer_config" and isinstance(value, dict):
-            told.append([value.get(str(i)) for i in range(layers)])
+            told.append([_by_layer(value).get(i) for i in range(layers)])
         elif _is_per_layer(key, value, layers):
             told.append(list(value))
     return [tuple(repr(kinds[i]) for kinds in told) for i in range(layers)]
@@ -90,7 +90,8 @@ def _moved(key: str, value: Any, sources: Sequence[int], layers: int) -> Any:  #
         behind = [number + grown for number in value if number >= layers]
         return [i for i, source in enumerate(sources) if source in value] + behind
     if key == "per_layer_config" and isinstance(value, dict):
-        return {str(i): value[str(s)] for i, s in enumerate(sources) if str(s) in value}
+        own = _by_layer(value)
+        return {str(i): own[source] for i, source in enumerate(sources) if source in own}
     if key == "kv_source_layers" and value:  # each layer its own; others are refused
         return list(range(len(sources)))
     if not _is_per_layer(key, value, layers):
@@ -98,6 +99,11 @@ def _moved(key: str, value: Any, sources: Sequence[int], layers: int) -> Any:  #
     if isinstance(value, str):
         return "".join(value[source] for source in sources) + value[layers:]
     return [value[source] for source in sources] + list(value[layers:])
+
+
+def _by_layer(table: Config) -> dict[int, Any]:
+    """Return a table by layer number; transformers writes its keys as 05 where there is a 10."""
+    return {int(key): value for key, value in table.items() if key.isdecimal()}
 
 
 def _is_per_layer(key: str, value: object, layers: int) -> bool:

@@ -45,8 +45,9 @@ def refuse_unknown(old: Config, layers: int) -> None:
         value = old.get(key, ASSUMED.get((family, key)))
         if value and value != list(range(layers)):
             raise PlanError(f"config.json, {key}", f"layers cannot move: {why}")
-    listed = {stands for key, stands in STAND_INS.items() if old.get(key)} | set(old)
-    missing = next((key for key in UNLISTED.get(family, ()) if key not in listed), None)
+    given = {key for key, value in old.items() if value is not None}
+    given |= {stands_for for key, stands_for in STAND_INS.items() if key in given}
+    missing = next((key for key in UNLISTED.get(family, ()) if key not in given), None)
     if missing is not None:
         fact = f"does not say {missing}, which {family} makes up by a rule of its own"
         raise PlanError("config.json", fact, WRITE_OUT)
