@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 import transformers
+from layer_oracle import generated, logits, same_bits, source_name, stored, text_of
 
 from growth.expand import expand
-from layer_oracle import generated, logits, same_bits, source_name, stored, text_of
 from structures import LAYERS, STRUCTURES, is_decoder, load
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import PlanError, RecipeError

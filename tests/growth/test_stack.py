@@ -8,8 +8,6 @@ import sys
 
 import pytest
 import torch
-
-from growth.stack import stack
 from layer_oracle import (
     depth,
     generated,
@@ -20,6 +18,8 @@ from layer_oracle import (
     stored,
     text_of,
 )
+
+from growth.stack import stack
 from structures import LAYERS, STRUCTURES, build, is_decoder, load
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import PlanError, RecipeError
@@ -174,9 +174,14 @@ def test_the_default_output_stands_beside_the_base(bare, tmp_path):
         ({"layers": "-1"}, "'-1' is neither"),
         ({"layers": "a"}, "'a' is neither"),
         ({"layers": "0-"}, "'0-' is neither"),
-        ({"layers": "١"}, "is neither"),
+        ({"layers": "\u0661"}, "is neither"),
+        ({"layers": "0-\u00b2"}, "is neither"),
+        ({"layers": "0-99999999999"}, "is neither"),
+        ({"layers": "9" * 5000}, "is neither"),
+        ({"layers": "0-3," * 30000 + "0"}, "gives 120001 layers"),
         ({"factor": 0}, "--factor 0: is below 1"),
         ({"factor": -2}, "--factor -2: is below 1"),
+        ({"factor": 10**9}, "gives 4000000000 layers"),
         ({"dus": 4}, "--dus 4: is outside 0 to 3"),
         ({"dus": -1}, "--dus -1: is outside 0 to 3"),
         ({}, "needs exactly one of --factor, --dus and --map"),
@@ -195,6 +200,7 @@ def test_senseless_asks_are_refused_in_one_sentence(ask, message, opened):
     assert "\n" not in str(refused.value)
 
 
+MAP = MAPS["abab"]
 SCALES = [
     ("0.5", [4, 5, 6, 7], ("o_proj", "down_proj"), 0.5),
     ("2-3:0.3", [2, 3], ("o_proj", "down_proj"), 0.3),
@@ -203,12 +209,13 @@ SCALES = [
 ]
 
 
-@pytest.mark.parametrize(("ask", "layers", "parts", "factor"), SCALES)
-def test_scaled_tensors_follow_float64(ask, layers, parts, factor, opened, structure, write):
+@pytest.mark.parametrize("case", SCALES, ids=[ask for ask, *_ in SCALES])
+def test_scaled_tensors_follow_float64(case, opened, structure, write):
+    ask, layers, parts, factor = case
     before = stored(structure("llama_bias"))
     after = stored(write(stack(opened("llama_bias"), factor=2, scale=[ask])))
     for name, got in after.items():
-        source = before[source_name(name, MAPS["abab"])]
+        source = before[source_name(name, MAP)]
         inside = name.startswith("model.layers.") and int(name.split(".")[2]) in layers
         if not (inside and any(part in name for part in parts)):
             assert same_bits(got, source), name
