@@ -56,13 +56,20 @@ class Partial:
                 os.mkdir(self.folder)
         except OSError as error:
             raise cannot_write(self.out, error) from error
-        self._take_lock()
-        restore(self.out, self.folder / "old")
+        try:
+            self._take_lock()
+            restore(self.out, self.folder / "old")
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._journal < 0 and not self.new.exists():
             self._drop()
+        self._close()
+
+    def _close(self) -> None:
         for fd in [*self._files, *self._direct, self._journal, self._lock]:
             if fd is not None and fd >= 0:
                 os.close(fd)
