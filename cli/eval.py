@@ -87,7 +87,11 @@ def command(
         )
     if as_json:
         render.print_json(found.to_dict())
-        return
+    else:
+        _show(found, documents=documents)
+
+
+def _show(found: Evaluation, *, documents: bool) -> None:
     render.table(_COLUMNS, _rows(found, documents=documents), numbers=_NUMBERS)
     for note in _notes(found):
         render.line(note, "dim")

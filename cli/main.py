@@ -30,6 +30,7 @@ COMMANDS = {
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
     "demo": ("demo", MEASURE, "Take a complete tour on a small trained model."),
 }
+TYPERS_INTERRUPT = 130  # what typer makes of a KeyboardInterrupt that no command has caught
 UsageError: Any = typer.BadParameter.__base__
 ClickException: Any = UsageError.__base__
 
@@ -78,20 +79,29 @@ def get_command() -> Any:  # noqa: ANN401 - click's own type
     return typer.main.get_command(app)
 
 
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        from surgery.provenance import tool_version
+
+        typer.echo(f"surgery {tool_version()}")
+        raise typer.Exit
+
+
 def root(
     *,
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and stop.",
+        is_eager=True,
+        callback=lambda wanted: _print_version(wanted=wanted),
+    ),
     debug: bool = typer.Option(
         False, "--debug", help="Show tracebacks; works after a command too."
     ),
 ) -> None:
     """Change a trained model's weights instead of training a new one."""
-    del debug  # taken out of the arguments before they are parsed
-    if version:
-        from surgery.provenance import tool_version
-
-        typer.echo(f"surgery {tool_version()}")
-        raise typer.Exit
+    del version, debug  # the one is answered, the other taken out before parsing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClickException as error:
         return _say(_usage(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; nothing was left behind", Exit.INTERRUPTED)
+        code = TYPERS_INTERRUPT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the output has enough
         return Exit.DONE
@@ -119,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         text = printable(f"{type(error).__name__}: {error}")[:300]
         return _say(f"a fault in surgery itself ({text}); --debug shows where", Exit.FAILED)
+    if code == TYPERS_INTERRUPT:
+        return _say("interrupted; nothing was left behind", Exit.INTERRUPTED)
     return code if isinstance(code, int) else Exit.DONE
 
 

@@ -146,3 +146,58 @@ def test_advice_follows_the_papers_table() -> None:
     for parameters, tokens, wanted in ((8e9, 15e12, 6.58e9), (7e9, 2e12, 11.11e9)):
         found = advise(base_parameters=1, grown_parameters=int(parameters), tokens=tokens)
         assert found.growth_tokens == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_advice_is_printed_and_nothing_is_written(
+    structure, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    words = ["stack", str(structure("llama")), "--advise", "--tokens", "2T", "-v"]
+    assert main([*words, "--json"] if as_json else words) == 0
+    printed = capsys.readouterr()
+    assert "1e-3" in printed.err  # the paper's recipe, asked for by -v
+    if as_json:
+        assert json.loads(printed.out)["tokens"] == 2e12
+    else:
+        assert "arXiv 2405.15319" in printed.out
+
+
+def test_a_number_of_tokens_that_is_none_is_refused(structure, capsys) -> None:
+    for tokens in ("many", "-1B", "nan"):
+        words = ["stack", str(structure("llama")), "--advise", "--tokens", tokens]
+        assert main(words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("surgery ")
+
+
+def test_a_fault_of_our_own_is_one_sentence_that_says_how_to_see_more(
+    structure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cli.writing
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(cli.writing, "open_checkpoint", fail)
+    words = ["stack", str(structure("llama")), "--factor", "2"]
+    assert main(words) == 1
+    assert "fault in surgery itself (ZeroDivisionError: oh); --debug" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main([*words, "--debug"])
+
+
+def test_an_interrupt_before_any_work_exits_with_75(
+    structure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cli.writing
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.writing, "open_checkpoint", stop)
+    assert main(["stack", str(structure("llama")), "--factor", "2"]) == 75
+    assert "nothing was left behind" in capsys.readouterr().err

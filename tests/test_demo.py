@@ -1,0 +1,29 @@
+"""The tour runs to its end, twice, and what it leaves is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+
+
+def test_the_tour_ends_well_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    told = capsys.readouterr().out
+    assert "word for word as its parent" in told
+    assert "not what its parent writes" in told
+    assert "reproduced: 56 tensors identical" in told
+    typed = [line.strip() for line in told.split("to repeat any step:")[1].splitlines()[1:]]
+    assert len(typed) == 6
+    assert all(main(line.split()[1:]) == 0 for line in typed)
+
+
+def test_a_tour_that_cannot_write_says_so(tmp_path: Path, capsys) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert main(["demo", "-o", str(tmp_path / "taken")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
