@@ -173,11 +173,13 @@ FIRST_IS_OWN: Mapping[str, str] = {
 # Architectures whose arithmetic ties a layer to its place in a way that no config can undo.
 DEPTH_MATHS: Mapping[str, str] = {
     "beam": "each layer adds a residual by its own number",
+    "big_bird": "its random attention is seeded by the number of the layer",
     "blt": "several stacks feed one another at set layers",
     "diffllama": "its attention's lambda depends on the depth of the layer",
     "embedding_gemma2_text": "its table of per-layer embeddings has a slice for each layer",
     "evolla": "its adapters sit at places that depend on the number of layers",
     "gemma3n_text": "its last layers read the keys and values of earlier ones, by number",
+    "granite4_vision_text": "image features enter at set layers",
     "hrm_text": "its layers run in cycles, and their caches are laid out by number",
     "inkling2_text": "its layers attend to the outputs of earlier blocks, by number",
     "minimax": "its linear attention decays by the depth of the layer",

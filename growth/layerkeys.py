@@ -42,8 +42,6 @@ REFUSED = {
     "value_embedding_layers": "its value embeddings are numbered by the order of their layers",
     "num_mem_blocks": "its layers share blocks of weights by number",
     "n_layers_per_attn_res_block": "its layers attend to the outputs of earlier blocks, by number",
-    "deepstack_layer_map": "image features enter at set layers",
-    "spatial_target_layers": "image features enter at set layers",
 }
 # What a family takes an entry above to be where its config does not say.
 ASSUMED = {("gemma4_text", "hidden_size_per_layer_input"): 256}
@@ -74,15 +72,14 @@ OVERRIDDEN = {
 SWITCHES = {"max_window_layers": "use_sliding_window"}
 # What a number is likely to be that tells layers apart by their own.
 SUSPICIOUS = re.compile(
-    r"interval|every|_freq$|frequency|period|_pattern|_step$|first_k|_offset$|group_size$"
-    r"|layers?_(start|end|idx|ids?|idxs|index|indices)|(start|end)_(layer|index)|_idx$|_at$"
-    r"|num_(dense|sparse|global|local|hash|shared|full|linear|first|last)\w*_layers|skip_layers"
-    r"|window_layers|layers_per|per_layer"
+    r"(layer|block|att|moe|expert|window|rope|dense|sparse|global|local|index|mlp|cross|skip)\w*"
+    r"(interval|every|freq|period|pattern|step|offset|group_size|start|end|idx|ids?$|indices)"
+    r"|first_k|every_n|layers?_(index|at)|skip_layers|window_layers|layers_per|per_layer"
+    r"|num_(dense|sparse|global|local|hash|shared|full|linear|first|last|add)\w*_layers"
 )
 # Names of that kind that say nothing about single layers.
 HARMLESS = {
-    "altup_active_idx", "diffusion_max_period", "pad_token_idx", "padding_idx", "max_period",
-    "min_period", "num_mtp_layers", "vocab_size_per_layer_input", "num_nextn_predict_layers",
-    "bos_token_idx", "eos_token_idx", "quant_group_size", "group_size", "per_layer_config",
-    "vocoder_offset", "vocab_offset", "position_offset",
+    "global_step", "num_mtp_layers",
+    "num_nextn_predict_layers", "per_layer_config", "rope_local_base_freq",
+    "scale_attn_by_inverse_layer_idx", "vocab_size_per_layer_input",
 }  # fmt: skip

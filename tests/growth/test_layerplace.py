@@ -135,8 +135,8 @@ def test_minicpm_keeps_the_factor_of_each_residual_branch(count):
 def test_minicpm_computes_the_same_layers(tmp_path):
     import torch
     import transformers
-
     from layer_oracle import logits, moved
+
     from surgery.checkpoint import open_checkpoint
     from surgery.run import run
 
