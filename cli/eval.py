@@ -130,7 +130,7 @@ def _cells(figures: Figures, *, parent: bool) -> tuple[str, ...]:
         difference = figures.difference
         change, verdict = f"{difference.bits_per_byte:+.4f}", difference.verdict
         if difference.low is not None and difference.high is not None:
-            interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+            interval = f"{difference.low:+.4f} {difference.high:+.4f}"
     return (bits, change, interval, verdict, *_divergence(figures.divergence))
 
 

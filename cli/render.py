@@ -100,7 +100,7 @@ def table(
     from rich import box
     from rich.table import Table
 
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
         side: Literal["right", "left"] = "right" if i in numbers else "left"
         style = styles.get(i) if styles else None
