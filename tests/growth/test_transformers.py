@@ -236,6 +236,7 @@ def test_any_architecture_is_built_as_its_tensors_are_or_refused(family, tmp_pat
         transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
         written = json.loads((tmp_path / "config.json").read_text())
         built(family, written, tmp_path)
+        assert not config.is_encoder_decoder, "an encoder-decoder, refused by its own config"
     except Exception as error:
         pytest.skip(f"does not build so: {str(error)[:80]}")
     for document in (short, written):
