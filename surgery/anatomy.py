@@ -116,6 +116,7 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     stack = _choose_stack(checkpoint, stacks, told, key, predictors(text))
     _check_gaps(checkpoint, stack)
     embedding, head = _ends(checkpoint, stack, text)
+    promised = _promises_head(config, text)
     return Anatomy(
         family=str(config.get("model_type", "unknown")),
         stack=stack,
@@ -125,8 +126,8 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
         layer_key=key,
         embedding=embedding,
         head=head,
-        tied=embedding is not None and head is None and _has_head(config),
-        lost_head=head is None and _promises_head(config, text),
+        tied=embedding is not None and head is None and _has_head(config) and not promised,
+        lost_head=head is None and promised,
         experts=_experts(stack, text),
     )
 
@@ -212,7 +213,7 @@ def _choose_stack(
         fact = "holds no numbered layers (such as model.layers.0)"
         raise CheckpointError(checkpoint.ref, fact, "name a transformer's checkpoint")
     if told is None:
-        return own[0]
+        return _largest(checkpoint, own)
     fits = [s for s in own if len(s.layers) in {told, told + predictors}]
     if fits and _stack_bytes(checkpoint, fits[0]) * 2 >= _stack_bytes(checkpoint, own[0]):
         return fits[0]
@@ -220,6 +221,16 @@ def _choose_stack(
     fact = f"the config has {key} = {told}, but the tensors show {has}"
     remedy = "restore the config, or the missing files"
     raise CheckpointError(checkpoint.root / "config.json", fact, remedy)
+
+
+def _largest(checkpoint: Checkpoint, own: list[Stack]) -> Stack:
+    """Return the first of the stacks, which are sorted by size, where no other comes near it."""
+    sizes = [_stack_bytes(checkpoint, stack) for stack in own[:2]]
+    if len(sizes) > 1 and sizes[1] * 2 >= sizes[0]:
+        fact = f"has two series of layers of like size, {own[0].prefix} and {own[1].prefix}"
+        remedy = "name the directory with its config.json, which says which one is meant"
+        raise CheckpointError(checkpoint.ref, fact, remedy)
+    return own[0]
 
 
 def _stack_bytes(checkpoint: Checkpoint, stack: Stack) -> int:
@@ -232,8 +243,8 @@ def _stack_bytes(checkpoint: Checkpoint, stack: Stack) -> int:
 
 def _check_gaps(checkpoint: Checkpoint, stack: Stack) -> None:
     for name in checkpoint.tensors:
-        number = name.removeprefix(f"{stack.prefix}.").partition(".")[0]
-        if name.startswith(f"{stack.prefix}.") and _is_no_layer(number):
+        number, _, rest = name.removeprefix(f"{stack.prefix}.").partition(".")
+        if name.startswith(f"{stack.prefix}.") and (_is_no_layer(number) or _is_bare(number, rest)):
             fact = f"has the tensor {name[:80]!r}, whose layer number cannot be one"
             raise CheckpointError(checkpoint.ref, fact, "the checkpoint is damaged or forged")
     missing = next((n for n in range(len(stack.layers)) if n not in stack.layers), None)
@@ -244,6 +255,10 @@ def _check_gaps(checkpoint: Checkpoint, stack: Stack) -> None:
 
 def _is_no_layer(word: str) -> bool:
     return word.lstrip("+-").isdigit() and not NUMBER.fullmatch(word)
+
+
+def _is_bare(word: str, rest: str) -> bool:
+    return NUMBER.fullmatch(word) is not None and not rest
 
 
 def _ends(
