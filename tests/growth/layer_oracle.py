@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 LAYER = re.compile(r"^((?:.*\.)?(?:layers|layer|h|blocks)\.)(\d+)(\..+)$")
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "block_types")
+LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "layer_rope_theta")
 NUMBERED = ("layer_idx", "layer_id", "layer_number")
 
 

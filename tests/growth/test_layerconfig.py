@@ -39,12 +39,13 @@ UNLISTED = {
     "cohere2_moe", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text", "flint",
     "gemma4_unified_text", "glm5_next_text", "hy_v4", "inkling_text", "kimi_linear", "lfm3",
     "mimo_v2_flash", "minimax_m3_vl_text", "mllama_text_model", "muse_glimmer_text",
-    "muse_spark_text", "nemotron_h", "step3p5", "t5_gemma_module", "t5gemma2_decoder",
-    "t5gemma2_text", "ultrabert",
+    "muse_spark_text", "nemotron_h", "qwen4_exp_text", "step3p5", "t5_gemma_module",
+    "t5gemma2_decoder", "t5gemma2_text", "ultrabert",
 }  # fmt: skip
 # The config has no entry that could say it: refused for a map that breaks the pattern.
 UNSAYABLE = {
     "afmoe": {"twice"},
+    "axk1": {"twice"},
     "jamba": {"odd", "twice", "pruned"},
     "lfm2_moe": {"twice"},
     "modernbert": {"twice"},
@@ -58,7 +59,7 @@ LATE = SWA | {"max_window_layers": 5}
 # Entries that change what the class makes up.
 KEYED = [
     ("afmoe", {"global_attn_every_n_layers": 3, "num_dense_layers": 0}),
-    ("axk1", {"first_k_dense_replace": 2, "moe_layer_freq": 2}),
+    ("axk1", {"first_k_dense_replace": 2, "moe_layer_freq": 1}),
     ("axk2", {"first_k_dense_replace": 3}),
     ("bailing_hybrid", {"layer_group_size": 4, "first_k_dense_replace": 3}),
     ("bamba", {"attn_layer_indices": [3, 7]}),
@@ -96,7 +97,6 @@ KEYED = [
     ("qwen3_5_text", {"full_attention_interval": 3}),
     ("qwen3_5_moe_text", {"full_attention_interval": 2}),
     ("qwen3_next", {"full_attention_interval": 3}),
-    ("qwen4_exp_text", {"full_attention_interval": 2}),
     ("recurrent_gemma", {"block_types": ["recurrent", "attention"]}),
     ("smollm3", {"no_rope_layer_interval": 3}),
     ("smollm3", SWA | {"no_rope_layer_interval": 2}),

@@ -58,12 +58,14 @@ REFUSED = {
 
 RULE, LIST, FAMILY = "a rule of layerrules", "a list that moves", "refused with its family"
 TOWER, BUILD = "not the language model", "refused, as layers are built differently"
+SHARED = "refused by num_kv_shared_layers"
 IMAGES = "image layers stay at the start"
 # Sources that compute with the number of a layer, and what was decided.
 ARITHMETIC = {
-    "afmoe": RULE, "beam": FAMILY, "blip_2": TOWER, "cohere_compass": IMAGES, "data2vec": TOWER,
-    "deepseek_v2": RULE, "deepseek_v3": RULE, "diffllama": FAMILY, "dots1": RULE,
-    "ernie4_5_moe": RULE, "evolla": FAMILY, "exaone4_5": TOWER, "flint": RULE, "funnel": BUILD,
+    "afmoe": RULE, "axk1": RULE, "beam": FAMILY, "blip_2": TOWER, "cohere_compass": IMAGES,
+    "data2vec": TOWER, "deepseek_v2": RULE, "deepseek_v3": RULE, "diffllama": FAMILY,
+    "dots1": RULE, "ernie4_5_moe": RULE, "evolla": FAMILY, "exaone4_5": TOWER, "flint": RULE,
+    "funnel": BUILD, "gemma3n": FAMILY, "gemma4": SHARED, "gemma4_unified": SHARED,
     "glm4_moe": RULE, "glm4v_moe": RULE, "glm5_next": LIST, "gpt2": "refused by its switch",
     "gpt_neox_japanese": BUILD, "granite4_vision": FAMILY, "granite_docling": IMAGES,
     "inkling2": FAMILY, "instructblip": TOWER, "instructblipvideo": TOWER, "lfm2_moe": RULE,
