@@ -85,9 +85,6 @@ LAYER_TYPES: Mapping[str, Every | Late] = {
     "qwen3_5_moe_text": Every(4, "full_attention_interval", other=LINEAR),
     "qwen3_5_text": Every(4, "full_attention_interval", other=LINEAR),
     "qwen3_next": Every(4, "full_attention_interval", other=LINEAR),
-    "qwen4_exp_text": Every(
-        4, "full_attention_interval", special="indexed_attention", other=LINEAR
-    ),
     "vaultgemma": Every(2),
 }
 
@@ -97,7 +94,7 @@ NO_ROPE: Mapping[str, int] = {"llama4_text": 4, "mistral_large4_text": 4, "smoll
 # Which layers have experts where `mlp_layer_types` is not given.
 DENSE_FIRST: Mapping[str, DenseFirst] = {
     "afmoe": DenseFirst(1, "num_dense_layers", listed=False),
-    "axk1": DenseFirst(1),
+    "axk1": DenseFirst(1, listed=False),  # its list is newer than the oldest transformers we take
     "axk2": DenseFirst(1),
     "bailing_hybrid": DenseFirst(2),
     "deepseek_v2": DenseFirst(0, listed=False),
@@ -145,6 +142,7 @@ UNLISTED: Mapping[str, tuple[str, ...]] = {
     "muse_glimmer_text": ("layer_types", "layer_rope_theta"),
     "muse_spark_text": ("layer_types", "layer_rope_theta"),
     "nemotron_h": ("layers_block_type",),
+    "qwen4_exp_text": ("layer_types",),
     "step3p5": ("layer_types", "mlp_layer_types"),
     "t5_gemma_module": ("layer_types",),
     "t5gemma2_decoder": ("layer_types",),
