@@ -126,10 +126,10 @@ def _same_file(out: Path, path: Path) -> bool:
 
 def _already_there(out: Path) -> int:
     """Bytes that an interrupted run has already taken for this output."""
-    folder = partial_folder(out) / "out"
-    if not folder.is_dir():
+    try:
+        return sum(p.stat().st_blocks * 512 for p in (partial_folder(out) / "out").iterdir())
+    except OSError:  # there is none, or another run is just putting it in place
         return 0
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
 def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:

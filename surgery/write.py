@@ -257,9 +257,12 @@ def partial_folder(out: Path) -> Path:
 
 def is_occupied(out: Path) -> bool:
     """Whether something is at the output already; an empty directory does not count."""
-    if out.is_dir() and not out.is_symlink():
+    if out.is_symlink():
+        return True
+    try:
         return next(out.iterdir(), None) is not None
-    return os.path.lexists(out)
+    except OSError:  # no directory; perhaps a file
+        return os.path.lexists(out)
 
 
 def _folders(top: Path) -> list[Path]:
