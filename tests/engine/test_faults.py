@@ -6,8 +6,7 @@ import errno
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +66,11 @@ class Fault:
 
 def in_child(work: Callable[[], None]) -> int:
     """Run `work` in a forked process; return its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(start_child(work), 0)[1])
+
+
+def start_child(work: Callable[[], None]) -> int:
+    """Start `work` in a forked process and return its number."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -80,7 +84,7 @@ def in_child(work: Callable[[], None]) -> int:
             code = FAILED
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 def make(base: Path, out: Path, *, force: bool = False, fault: Fault | None = None) -> None:
@@ -107,17 +111,6 @@ def count_calls(base: Path, out: Path, *, force: bool = False) -> int:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("faults") / "base")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of runs, each of which syncs its files."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("mode", MODES)
