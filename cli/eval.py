@@ -178,7 +178,7 @@ def _model_notes(model: ModelFigures) -> list[str]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
     """Draw one bar per model on stderr, where a person looks at it."""
-    if not render.err().is_terminal:
+    if not render.is_watched(stderr=True):
         yield None
         return
     from rich.progress import Progress, TaskID

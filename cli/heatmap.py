@@ -24,7 +24,7 @@ def show_heat_map(found: Difference) -> None:
     """Print relative L2 by layer and module, if the model has layers."""
     if not found.layers:
         return
-    if not render.out().is_terminal:
+    if not render.is_watched():
         _show_numbers(found)
         return
     known = [v for cell in found.cells.values() if (v := _value(cell))]  # 0 is not of the ramp

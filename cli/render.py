@@ -1,6 +1,7 @@
 """All that is drawn: tables, progress bars, sizes. Plain when piped, rich when a person looks."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ def err() -> "Console":
     return _console(stderr=True)
 
 
+def is_watched(*, stderr: bool = False) -> bool:
+    """Whether a person looks at a stream; where nobody does, rich is not even loaded."""
+    stream = sys.stderr if stderr else sys.stdout
+    return stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
+
+
 def print_json(document: object) -> None:
     """Print one JSON object on stdout; what UTF-8 cannot hold is escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
@@ -46,25 +53,35 @@ def print_json(document: object) -> None:
 
 def line(text: str = "", style: str | None = None) -> None:
     """Print one line of the result; control characters in it are escaped."""
-    out().print(printable(text), style=style, markup=False)
+    if is_watched():
+        out().print(printable(text), style=style, markup=False)
+    else:
+        sys.stdout.write(printable(text) + "\n")
 
 
 def remark(text: str) -> None:
     """Print one line beside the result, on stderr."""
-    err().print(printable(text), style="dim", markup=False)
+    if is_watched(stderr=True):
+        err().print(printable(text), style="dim", markup=False)
+    else:
+        sys.stderr.write(printable(text) + "\n")
 
 
 def gap() -> None:
     """Print an empty line between tables when piped; on a terminal tables bring their own."""
-    if not out().is_terminal:
+    if not is_watched():
         sys.stdout.write("\n")
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> None:
     """Print names and what is told of them, one a line; the names dim on a terminal."""
+    width = max((len(name) for name, _ in rows), default=0)
+    if not is_watched():
+        for name, told in rows:
+            sys.stdout.write(f"  {printable(name.ljust(width))}  {printable(told)}\n")
+        return
     from rich.text import Text
 
-    width = max((len(name) for name, _ in rows), default=0)
     for name, told in rows:
         shown = Text(f"  {name.ljust(width)}  ", style="dim").append(printable(told), "not dim")
         out().print(shown)
@@ -72,7 +89,7 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
 
 def share_bar(share: float, cells: int) -> tuple[str, ...]:
     """Return a bar of at most so many cells for a terminal; nothing when piped."""
-    if not out().is_terminal:
+    if not is_watched():
         return ()
     whole, eighths = divmod(round(share * cells * 8), 8)
     return (EIGHTHS[-1] * whole + EIGHTHS[eighths],)
@@ -94,7 +111,7 @@ def table(
         styles: how columns look on a terminal.
     """
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    if not out().is_terminal:
+    if not is_watched():
         _plain_table(headings, cells, numbers, title)
         return
     from rich import box
@@ -137,7 +154,7 @@ def _plain_table(
 @contextmanager
 def progress(what: str) -> Iterator[Report | None]:
     """Draw a bar of bytes on stderr while a run works; nothing when nobody looks."""
-    if not err().is_terminal:
+    if not is_watched(stderr=True):
         yield None
         return
     from rich.progress import (

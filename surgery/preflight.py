@@ -55,7 +55,8 @@ def preflight(
         PlanError: the run could not succeed, or would destroy something.
     """
     check_output(plan, out, force=force)
-    peak = peak_memory(plan, workers=workers or default_workers(), memory=memory)
+    threads = fitting_workers(plan, workers=workers, memory=memory)
+    peak = peak_memory(plan, workers=threads, memory=memory)
     layout = lay_out(plan.outputs, shard_size=plan.bytes_out + 1 if plan.bare else shard_size)
     disk = layout.size + SLACK + sum(path.stat().st_size for path in plan.carried)
     free = shutil.disk_usage(out.parent).free
@@ -132,6 +133,11 @@ def _already_there(out: Path) -> int:
         return 0
 
 
+def fitting_workers(plan: Plan, *, workers: int | None, memory: int) -> int:
+    """Return how many threads to run: as asked, but no more than their buffers fit the budget."""
+    return max(1, min(workers or default_workers(), memory // _most_sliced(plan)))
+
+
 def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
     """Return the bytes of buffers and whole tensors that a run holds at once.
 
@@ -143,8 +149,12 @@ def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
         need = whole.whole_bytes / (1 << 20)
         fact = f"{whole.why} holds the whole tensor, {need:.0f} MiB at once, over the budget"
         raise PlanError(whole.outputs[0][0], fact, f"allow it with --memory {need + 1:.0f}M")
-    sliced = max((_slice_bytes(len(s.inputs)) for s in plan.steps if s.elementwise), default=CHUNK)
-    return max(workers * sliced, whole.whole_bytes if whole else 0)
+    return max(workers * _most_sliced(plan), whole.whole_bytes if whole else 0)
+
+
+def _most_sliced(plan: Plan) -> int:
+    """Bytes that one worker holds for the widest step that is sliced."""
+    return max((_slice_bytes(len(s.inputs)) for s in plan.steps if s.elementwise), default=CHUNK)
 
 
 def _slice_bytes(inputs: int) -> int:

@@ -15,7 +15,7 @@ from surgery.digest import LEAF, PLACEHOLDER, Digests, combine, leaf_digests
 from surgery.engine import DigestOnly, Engine, Progress
 from surgery.errors import Interrupted
 from surgery.plan import Plan, check_plan, fingerprint
-from surgery.preflight import MEMORY, check_output, default_workers, preflight
+from surgery.preflight import MEMORY, check_output, fitting_workers, preflight
 from surgery.provenance import KEY, RECORD, header_digest, make_record, model_card, sealed
 from surgery.shards import SHARD_SIZE, Layout, lay_out, make_header
 from surgery.slices import Scratch, Sources, pieces
@@ -75,8 +75,8 @@ def run(
     began = perf_counter()
     out = Path(out)
     check_plan(plan)
-    limits = {"workers": workers or default_workers(), "memory": memory}
-    preflight(plan, out, force=force, shard_size=shard_size, **limits)
+    threads = fitting_workers(plan, workers=workers, memory=memory)
+    preflight(plan, out, force=force, memory=memory, workers=threads, shard_size=shard_size)
     allow_many_files()
     layout = _layout(plan, shard_size)
     opened = (plan.reader or Sources)(plan.sources)
@@ -87,7 +87,7 @@ def run(
             finished = _still_sound(plan, partial, lines)
             todo = [step for step in plan.steps if step.outputs[0][0] not in finished.outputs]
             engine = Engine(todo, sources, partial, memory=memory)
-            made = engine.run(limits["workers"], progress)
+            made = engine.run(threads, progress)
             sources.check_unchanged()
             record = _complete(plan, partial, layout, _joined(finished, made))
             partial.publish(replace=force)
@@ -115,7 +115,8 @@ def dry_digests(
     allow_many_files()
     with (plan.reader or Sources)(plan.sources) as sources:
         engine = Engine(check_plan(plan).steps, sources, DigestOnly(), memory=memory)
-        digests = engine.run(workers or default_workers(), progress)
+        threads = fitting_workers(plan, workers=workers, memory=memory)
+        digests = engine.run(threads, progress)
         sources.check_unchanged()
     files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan)}
     return make_record(plan, digests, files=files)

@@ -202,3 +202,13 @@ def test_a_whole_tensor_over_the_budget_is_told_before_the_run(base: Path, tmp_p
     with pytest.raises(PlanError, match=r"holds the whole tensor.*--memory 2"):
         run(plan, tmp_path / "out")
     run(plan, tmp_path / "out", memory=3 << 30)
+
+
+def test_threads_are_fewer_where_the_budget_is_small(base: Path, tmp_path: Path) -> None:
+    from surgery.preflight import preflight
+
+    plan = computed(base, third, elementwise=True)
+    wide = preflight(plan, tmp_path / "out", memory=1 << 30, workers=16).memory
+    narrow = preflight(plan, tmp_path / "out", memory=32 << 20, workers=16).memory
+    assert narrow <= 32 << 20 < wide
+    run(plan, tmp_path / "out", memory=1 << 20, workers=16)
