@@ -177,6 +177,7 @@ def test_a_person_at_a_terminal_sees_progress(
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True)
     monkeypatch.setattr(render, "err", lambda: console)
+    monkeypatch.setattr(render, "is_watched", lambda *, stderr=False: stderr)
     result = run(*models, "--text", documents)
     assert "tiny1" in screen.getvalue()
     assert "\x1b" not in result.stdout
