@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from cli import render
-from surgery.errors import CheckpointError, StepError
+from surgery.errors import CheckpointError, PlanError, StepError
 
 MODEL = Path(__file__).parent / "demo_model"
 TEXT = Path(__file__).parent / "demo_text.jsonl"
+MARK = ".surgery-demo"  # says that the folder is the tour's own
 PROMPT = "for key, value in items:\n    if key"
 NEW_TOKENS = 32
 
@@ -50,8 +51,12 @@ def command(
 
 def _prepare(output: Path) -> tuple[Path, Path]:
     base, text = output / "base", output / "held-out.jsonl"
+    if output.is_dir() and not (output / MARK).exists() and any(output.iterdir()):
+        fact = "holds files that no tour has left there"
+        raise PlanError(output, fact, "choose another folder with -o")
     try:
         output.mkdir(parents=True, exist_ok=True)
+        (output / MARK).touch()
         shutil.copytree(MODEL, base, dirs_exist_ok=True)
         shutil.copyfile(TEXT, text)
     except OSError as error:

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = printable(f"{type(error).__name__}: {error}")[:300]
         return _say(f"a fault in surgery itself ({text}); --debug shows where", Exit.FAILED)
     if code == TYPERS_INTERRUPT:
-        return _say("interrupted; nothing was left behind", Exit.INTERRUPTED)
+        return _say("interrupted", Exit.INTERRUPTED)
     return code if isinstance(code, int) else Exit.DONE
 
 
@@ -139,13 +139,17 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _usage(error: Any) -> str:  # noqa: ANN401 - click's own type
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
     command = error.ctx.command_path if getattr(error, "ctx", None) else "surgery"
     return f"{command}: {printable(error.format_message().strip())}"
 
 
 def _say(text: str, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"surgery: {text}\n" if not text.startswith("surgery") else f"{text}\n")
+    sys.stderr.write(
+        f"surgery: {text}\n" if not text.startswith(("surgery", "Usage")) else f"{text}\n"
+    )
     return int(code)
 
 

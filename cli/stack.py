@@ -20,8 +20,9 @@ def command(
         int | None, typer.Option(help="G copies of the whole stack of layers (G_stack).")
     ] = None,
     order: Annotated[
-        Order, typer.Option(help="abab repeats the whole stack, aabb each layer in place.")
-    ] = "abab",
+        Order | None,
+        typer.Option(help="abab repeats the whole stack (the default), aabb each layer in place."),
+    ] = None,
     dus: Annotated[
         int | None,
         typer.Option(metavar="M", help="Depth up-scaling: layers 0..L-M-1, then M..L-1 (SOLAR)."),
@@ -55,12 +56,17 @@ def command(
     """
     if verbose:
         render.remark(RECIPE)
+    asked = {"factor": factor, "order": order, "dus": dus, "layers": layers}
     if advice:
-        _print_advice(_advice(writing.open(base), tokens, factor or 4), as_json=writing.as_json)
+        if order or layers or scale or dus is not None or writing.output:
+            raise RecipeError("--advise", "goes with --factor and --tokens only", "drop the rest")
+        _print_advice(
+            _advice(writing.open(base), tokens, 4 if factor is None else factor),
+            as_json=writing.as_json,
+        )
         return
     if tokens is not None:
         raise RecipeError("--tokens", "says nothing without --advise", "add --advise")
-    asked = {"factor": factor, "order": order, "dus": dus, "layers": layers}
     make(
         base,
         lambda source: stack(source, scale=scale or (), **asked),  # type: ignore[arg-type]
@@ -72,6 +78,8 @@ def command(
 def _advice(base: Checkpoint, tokens: str | None, factor: int) -> Advice:
     if tokens is None:
         raise RecipeError("--advise", "needs the training budget", "add --tokens, such as 2T")
+    if factor < 1:
+        raise RecipeError(f"--factor {factor}", "is below 1", "the paper found 4 best")
     parts = anatomy(base)
     total = sum(t.numel for t in base.tensors.values())
     layers = sum(t.numel for n, t in base.tensors.items() if parts.locate(n) is not None)
@@ -102,4 +110,18 @@ def _print_advice(found: Advice, *, as_json: bool) -> None:
         ("growth factor the paper found best", found.factor),
     ]
     render.table(("G_stack growth timing", ""), rows, numbers=(1,))
+    base, rest = (
+        render.quantity(n) for n in (found.growth_tokens, found.tokens - found.growth_tokens)
+    )
+    if found.pays:
+        render.line(f"For this model: train it for {base} tokens in all, stack, train {rest} more.")
+    else:
+        render.line(
+            f"For this model: the rule wants {base} tokens before stacking, more than the "
+            "budget: do not stack."
+        )
+    render.line(
+        "The rule was fitted on models of 0.4 B to 3 B parameters; far from there it is a guess.",
+        "dim",
+    )
     render.line("log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74 (arXiv 2405.15319)", "dim")

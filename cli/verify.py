@@ -1,5 +1,6 @@
 """`surgery verify`: is it whole, does it load, does it match its record."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from cli import render
 from surgery.checkpoint import open_checkpoint
-from surgery.errors import VerificationError
+from surgery.errors import CheckpointError, VerificationError
 
 if TYPE_CHECKING:
     from surgery.verify import Check
@@ -39,11 +40,17 @@ def command(
 
     Reads every byte once. Exit code 3 when a check fails.
     """
-    from surgery.verify import verify
+    from surgery.verify import unsound, verify
 
-    checkpoint = open_checkpoint(path, weights=weights)
-    with render.progress(f"verify {Path(path).name}") as progress:
-        checks = verify(checkpoint, load=load, workers=workers, progress=progress)
+    try:
+        checkpoint = open_checkpoint(path, weights=weights)
+    except CheckpointError as error:
+        if not os.path.lexists(Path(path).expanduser()):
+            raise
+        checks = [unsound(error)]
+    else:
+        with render.progress(f"verify {Path(path).name}") as progress:
+            checks = verify(checkpoint, load=load, workers=workers, progress=progress)
     problems = [problem for check in checks for problem in check.problems]
     if as_json:
         told = {"path": path, "ok": not problems, "checks": [asdict(check) for check in checks]}

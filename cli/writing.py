@@ -171,7 +171,8 @@ def _show_plan(told: dict[str, Any]) -> None:
     render.line(f"output  {told['output']}: {told['tensors']} tensors in {told['shards']} file(s)")
     if told["layer_map"]:
         render.line(f"layers  {told['layer_map']}")
-    render.line(f"memory  {render.size(told['peak_memory'])} of buffers at most")
+    torch = ", beside torch itself (about 200 MB)" if told["computes"] else ""
+    render.line(f"memory  {render.size(told['peak_memory'])} of buffers at most{torch}")
     render.line(f"disk    {disk} needed, {free} free")
     for name, count in told["dropped"].items():
         render.line(f"drops   {count} tensors: {name}")

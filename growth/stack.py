@@ -24,7 +24,7 @@ def stack(
     base: Checkpoint,
     *,
     factor: int | None = None,
-    order: Order = "abab",
+    order: Order | None = None,
     dus: int | None = None,
     layers: str | None = None,
     scale: Iterable[str] = (),
@@ -64,23 +64,33 @@ def _factors(
 ) -> dict[int, dict[str, float]]:
     factors: dict[int, dict[str, float]] = {}
     for ask in asks:
+        if not ask.layers:
+            fact = "no layer repeats an earlier one, so there is nothing to scale"
+            raise RecipeError("--scale", fact, "name the layers: LAYERS:FACTOR")
         for layer in ask.layers:
             names = ask.matching(parts.stack.layers[sources[layer]])
-            factors.setdefault(layer, {}).update(dict.fromkeys(names, ask.factor))
+            given = factors.setdefault(layer, {})
+            twice = next((name for name in names if name in given), None)
+            if twice is not None:
+                fact = f"is given two factors for {twice} of layer {layer}"
+                raise RecipeError("--scale", fact, "give one")
+            given.update(dict.fromkeys(names, ask.factor))
     return factors
 
 
 def _sources(
-    count: int, *, factor: int | None, order: Order, dus: int | None, layers: str | None
+    count: int, *, factor: int | None, order: Order | None, dus: int | None, layers: str | None
 ) -> tuple[int, ...]:
     if sum(option is not None for option in (factor, dus, layers)) != 1:
         fact = "needs exactly one of --factor, --dus and --map"
         raise RecipeError("stack", fact, "for instance --factor 2")
+    if order is not None and factor is None:
+        raise RecipeError(f"--order {order}", "says nothing without --factor", "leave it out")
     if layers is not None:
         return parse_layers(layers, option="--map")
     if dus is not None:
         return _depth_up_scaling(count, dus)
-    return _repeated(count, factor or 0, order)
+    return _repeated(count, factor or 0, order or "abab")
 
 
 def _repeated(count: int, factor: int, order: Order) -> tuple[int, ...]:
@@ -166,22 +176,28 @@ class Advice:
     growth_tokens: float
     factor: int = 4
 
+    @property
+    def pays(self) -> bool:
+        """Whether the base would be trained for less than the whole budget."""
+        return self.growth_tokens < self.tokens
+
     def as_dict(self) -> Mapping[str, Any]:
         """Return the fields as a plain table."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {**{name: getattr(self, name) for name in self.__slots__}, "pays": self.pays}
 
 
 def advise(*, base_parameters: int, grown_parameters: int, tokens: float) -> Advice:
     """Apply the growth-timing rule log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74.
 
     Raises:
-        RecipeError: the budget is not positive.
+        RecipeError: the budget is not a positive number.
 
     Source: "Stacking Your Transformers", arXiv 2405.15319, section 4 (fit on models of up to
     3B parameters), with C = 6 N D.
     """
-    if not tokens > 0:
-        raise RecipeError(f"--tokens {tokens:g}", "is not positive", "give the training budget")
+    if not (tokens > 0 and math.isfinite(tokens)):
+        fact = "is not a positive number"
+        raise RecipeError(f"--tokens {tokens:g}", fact, "give the training budget, such as 300B")
     flops = 6 * grown_parameters * tokens
     exponent = 0.88 * math.log10(grown_parameters) + 163.27 / math.log10(flops) - 5.74
     return Advice(base_parameters, grown_parameters, tokens, flops, 10**exponent)

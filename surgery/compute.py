@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from surgery.errors import StepError
+from surgery.errors import ResultError
 from surgery.plan import Function, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compute_slice(
         name: the tensor, for errors.
 
     Raises:
-        StepError: the result is not finite.
+        ResultError: the result is not finite.
     """
     sources = [as_tensor(view, code) for view, code in inputs]
     targets = [as_tensor(view, code) for view, code in outputs]
@@ -67,12 +67,12 @@ def compute_whole(
     """Apply `fn` to whole tensors in their stored shapes; fill the output views.
 
     Raises:
-        StepError: a result is not finite or has another shape than planned.
+        ResultError: a result is not finite or has another shape than planned.
     """
     results = _as_tuple(fn(*(wide(as_tensor(v, code)).view(shape) for v, code, shape in inputs)))
     for (view, spec), result in zip(outputs, results, strict=True):
         if tuple(result.shape) != spec.shape:
-            raise StepError(name, f"came out as {tuple(result.shape)}, planned was {spec.shape}")
+            raise ResultError(name, f"came out as {tuple(result.shape)}, planned was {spec.shape}")
         _store(as_tensor(view, spec.dtype), result.reshape(-1), name)
 
 
@@ -100,4 +100,4 @@ def _store(target: "torch.Tensor", result: "torch.Tensor", name: str) -> None:
     target.copy_(result)
     if not bool(target.isfinite().all()):
         fact = "the result holds NaN or infinity"
-        raise StepError(name, fact, "check the inputs with `surgery verify`, or the parameters")
+        raise ResultError(name, fact, "check the inputs with `surgery verify`, or the parameters")

@@ -27,6 +27,9 @@ class Target(Protocol):
     def finish(self, line: Mapping[str, Any]) -> None:
         """Note a finished step."""
 
+    def leave_open(self) -> None:
+        """Keep descriptors open from now on: a thread that hangs may still use them."""
+
 
 class DigestOnly:
     """A target that keeps nothing, to compare a run with its record."""
@@ -36,6 +39,9 @@ class DigestOnly:
 
     def finish(self, line: Mapping[str, Any]) -> None:
         """Note nothing."""
+
+    def leave_open(self) -> None:
+        """Hold nothing open."""
 
 
 @dataclass(slots=True)
@@ -89,12 +95,22 @@ class Engine:
             self._tell(progress)
         except BaseException:
             self._stop.set()
-            for thread in threads:
-                thread.join(GRACE / workers)
+            self._abandon([thread for thread in threads if thread.ident is not None])
             raise
         if self._failure:
             raise self._failure
         return self.digests
+
+    def _abandon(self, threads: Sequence[threading.Thread]) -> None:
+        """Give workers a moment to end; what those still need that hang in a call stays open.
+
+        A closed descriptor's number goes to the next file that anybody opens.
+        """
+        for thread in threads:
+            thread.join(GRACE / len(threads))
+        if any(thread.is_alive() for thread in threads):
+            self.sources.leave_open()
+            self.target.leave_open()
 
     def _tell(self, progress: Progress | None) -> None:
         if progress:

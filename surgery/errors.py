@@ -49,6 +49,10 @@ class StepError(SurgeryError):
     """A step failed while running: read or write fault, non-finite result, changed input."""
 
 
+class ResultError(StepError):
+    """A result is not finite, or not of the planned shape: doing it again would not help."""
+
+
 class TrainError(SurgeryError):
     """A forward or training pass cannot start or go on."""
 

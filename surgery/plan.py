@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import BITS, Checkpoint, TensorInfo
+from surgery.checkpoint import BITS, Checkpoint, TensorInfo, stamp
 from surgery.errors import PlanError
 
 # A function over float32 tensors; torch is not imported here, so its tensors are Any.
@@ -185,6 +185,10 @@ def fingerprint(plan: Plan, shard_size: int) -> str:
             for source in plan.sources
         ],
         "outputs": {n: [s.dtype, s.shape] for n, s in plan.outputs.items()},
+        "steps": [
+            [s.why, [t.name for t in s.inputs], [n for n, _ in s.outputs]] for s in plan.steps
+        ],
+        "carried": [[str(path), *stamp(path)] for path in plan.carried],
         "config": plan.config,
         "shard_size": shard_size,
     }

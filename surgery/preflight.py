@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.checkpoint import Checkpoint
+from surgery.checkpoint.layout import CARRIED_FOLDERS
 from surgery.disk import cannot_write
 from surgery.errors import PlanError
 from surgery.plan import Plan
@@ -17,6 +18,9 @@ CHUNK = (
     1 << 20
 )  # bytes of a work item (measured with 8 threads: as fast as 4 MiB, a quarter of the memory)
 MEMORY = 1 << 30
+# What stands in a model's directory; a run with --force replaces nothing else.
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".py", ".tiktoken")
+MODEL_NAMES = ("LICENSE", "NOTICE", "LICENCE", ".gitattributes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,10 @@ def _refuse_occupied(out: Path, *, bare: bool, force: bool) -> None:
     if not bare and not _is_model(out):
         fact = "holds something else than a model, which --force does not replace"
         raise PlanError(out, fact, "choose another output, or remove it yourself")
+    foreign = None if bare else _foreign(out)
+    if foreign is not None:
+        fact = f"holds {foreign}, which is no part of a model and would be lost"
+        raise PlanError(out, fact, "move it away, or choose another output")
 
 
 def _is_model(path: Path) -> bool:
@@ -102,6 +110,17 @@ def _is_model(path: Path) -> bool:
         return False
     names = {entry.name for entry in path.iterdir()}
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
+
+
+def _foreign(out: Path) -> str | None:
+    """Name an entry of a model's directory that is no file of a model."""
+    for path in sorted(out.iterdir()):
+        known = path.name.startswith(MODEL_NAMES) or path.suffix in MODEL_SUFFIXES
+        if path.is_dir() and path.name not in CARRIED_FOLDERS:
+            return f"{path.name}/"
+        if not path.is_dir() and not known:
+            return path.name
+    return None
 
 
 def _refuse_alias(source: Checkpoint, out: Path) -> None:
@@ -149,7 +168,7 @@ def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
         need = whole.whole_bytes / (1 << 20)
         fact = f"{whole.why} holds the whole tensor, {need:.0f} MiB at once, over the budget"
         raise PlanError(whole.outputs[0][0], fact, f"allow it with --memory {need + 1:.0f}M")
-    return max(workers * _most_sliced(plan), whole.whole_bytes if whole else 0)
+    return workers * _most_sliced(plan) + min(memory, workers * whole.whole_bytes if whole else 0)
 
 
 def _most_sliced(plan: Plan) -> int:

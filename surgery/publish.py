@@ -12,20 +12,18 @@ AT_FDCWD = -100
 
 
 def replace_directory(new: Path, out: Path, aside: Path) -> None:
-    """Put `new` at `out` and the directory that stood there at `aside`, then remove that.
+    """Put `new` at `out`, and what stood there at `new` or `aside`, for the caller to remove.
 
     On Linux the two change places in one step. Elsewhere the old one is moved aside first, and
     `restore` puts it back should the program die in between.
     """
     try:
         exchange(new, out)
-        discard(new)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
             raise
         os.rename(out, aside)
         os.rename(new, out)
-        discard(aside)
 
 
 def exchange(a: Path, b: Path) -> None:

@@ -13,10 +13,18 @@ from typing import Any
 from surgery.checkpoint.jsonfile import read_small_file
 from surgery.digest import LEAF, PLACEHOLDER, Digests, combine, leaf_digests
 from surgery.engine import DigestOnly, Engine, Progress
-from surgery.errors import Interrupted
+from surgery.errors import Interrupted, ResultError
 from surgery.plan import Plan, check_plan, fingerprint
 from surgery.preflight import MEMORY, check_output, fitting_workers, preflight
-from surgery.provenance import KEY, RECORD, header_digest, make_record, model_card, sealed
+from surgery.provenance import (
+    KEY,
+    RECORD,
+    header_digest,
+    make_record,
+    model_card,
+    sealed,
+    tool_version,
+)
 from surgery.shards import SHARD_SIZE, Layout, lay_out, make_header
 from surgery.slices import Scratch, Sources, pieces
 from surgery.write import Partial
@@ -82,7 +90,7 @@ def run(
     opened = (plan.reader or Sources)(plan.sources)
     with opened as sources, Partial(out, layout, bare=plan.bare) as partial:
         check_output(plan, out, force=force)  # again, now that nobody else can write there
-        lines = partial.begin(fingerprint(plan, shard_size), fresh=fresh)
+        lines = partial.begin(f"{tool_version()} {fingerprint(plan, shard_size)}", fresh=fresh)
         try:
             finished = _still_sound(plan, partial, lines)
             todo = [step for step in plan.steps if step.outputs[0][0] not in finished.outputs]
@@ -91,7 +99,12 @@ def run(
             sources.check_unchanged()
             record = _complete(plan, partial, layout, _joined(finished, made))
             partial.publish(replace=force)
+        except ResultError:
+            partial.abandon()
+            raise
         except KeyboardInterrupt as stop:
+            if partial.published:
+                raise
             remedy = "run the same command again to go on where it stopped"
             raise Interrupted(out, "interrupted; what is finished is kept", remedy) from stop
     return Report(

@@ -65,6 +65,7 @@ class Sources:
     def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
         self._stamps = {file: mark for c in checkpoints for file, mark in c.stamps.items()}
         self._open: dict[Path, int] = {}
+        self._kept = False
 
     def __enter__(self) -> "Sources":
         for file in self._stamps:
@@ -79,8 +80,12 @@ class Sources:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
+        for fd in self._open.values() if not self._kept else ():
             os.close(fd)
+
+    def leave_open(self) -> None:
+        """Do not close the files on leaving: a thread that hangs may still read them."""
+        self._kept = True
 
     def check_unchanged(self) -> None:
         """Make sure that every file is still what the plan was made from.

@@ -21,6 +21,8 @@ from surgery.provenance import RECORD, header_digest, is_sealed, read_record, re
 from surgery.run import allow_many_files
 from surgery.slices import Sources
 
+# Files that change what a model does, and that must not turn up unrecorded.
+READ_BY_LOADERS = (".json", ".jinja", ".py", ".safetensors", ".model")
 # Lists of the config that have one entry per layer, whatever the architecture.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 
@@ -37,6 +39,11 @@ class Check:
 
 class Skipped(Exception):
     """A check does not apply; the message says why."""
+
+
+def unsound(error: SurgeryError) -> Check:
+    """Return the failed check of a checkpoint that cannot even be opened."""
+    return Check(name="headers", status="failed", detail="1 problem", problems=(str(error),))
 
 
 def verify(
@@ -135,6 +142,9 @@ class Values:
             with self.lock:
                 self.nonfinite[name] = self.nonfinite.get(name, 0) + count
 
+    def leave_open(self) -> None:
+        """Hold nothing open."""
+
     def finish(self, line: Mapping[str, Any]) -> None:
         """Take the digest of a tensor that was read to its end."""
         with self.lock:
@@ -186,6 +196,12 @@ def _check_record(checkpoint: Checkpoint, digests: Mapping[str, str]) -> tuple[s
     problems += _differences(record["outputs"], digests)
     problems += _differences(record["headers"], _headers(checkpoint, text), "its header ")
     problems += _differences(record["files"], _files(checkpoint, record["files"]))
+    problems += [
+        f"{path.name}: left over, the record does not name it, and a loader would read it"
+        for path in (() if checkpoint.bare else sorted(checkpoint.root.iterdir()))
+        if path.suffix in READ_BY_LOADERS
+        and path.name not in {*record["files"], *record["headers"], RECORD}
+    ]
     told = f"{record.get('operation')}: {len(digests)} tensors"
     return f"{told}, {len(record['files'])} other files as recorded", problems
 

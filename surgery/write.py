@@ -49,6 +49,8 @@ class Partial:
         self._journal = -1
         self._lock = -1
         self._journal_lock = threading.Lock()
+        self._kept = False
+        self.published = False
 
     def __enter__(self) -> "Partial":
         try:
@@ -59,20 +61,33 @@ class Partial:
         try:
             self._take_lock()
             restore(self.out, self.folder / "old")
+            if os.path.lexists(self.folder / "old"):  # replaced, and died before clearing up
+                discard(self.folder / "old")
         except BaseException:
             self._close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._kept:
+            return
         if self._journal < 0 and not self.new.exists():
             self._drop()
         self._close()
+
+    def leave_open(self) -> None:
+        """Keep files and lock on leaving: a thread that hangs may still write."""
+        self._kept = True
+
+    def abandon(self) -> None:
+        """Throw away what was made: the same ask would fail in the same way."""
+        self._drop()
 
     def _close(self) -> None:
         for fd in [*self._files, *self._direct, self._journal, self._lock]:
             if fd is not None and fd >= 0:
                 os.close(fd)
+        self._files, self._direct, self._journal, self._lock = [], [], -1, -1
 
     def _drop(self) -> None:
         """Remove the folder; what cannot be removed is swept by the next run."""
@@ -114,6 +129,7 @@ class Partial:
             self._create(fingerprint)
             return []
         with io_errors(self.out):
+            self._sweep_beside()
             self._open_shards(create=False)
             self._open_journal()
         return lines[1:]
@@ -127,6 +143,10 @@ class Partial:
                 self._open_journal()
                 self._append({"fingerprint": fingerprint})
         except StepError:
+            for fd in [*self._files, *self._direct]:
+                if fd is not None:
+                    os.close(fd)
+            self._files, self._direct = [], []
             self._drop()  # nothing is finished yet, and the space may be needed
             raise
 
@@ -157,6 +177,13 @@ class Partial:
         for name in os.listdir(self.folder):
             if name not in ("lock", "old"):
                 discard(self.folder / name)
+
+    def _sweep_beside(self) -> None:
+        """Remove what an earlier try put beside the shards; it may have changed since."""
+        shards = {shard.name for shard in self.layout.shards}
+        for name in os.listdir(self.new):
+            if name not in shards:
+                discard(self.new / name)
 
     def _open_shards(self, *, create: bool) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
@@ -236,6 +263,8 @@ class Partial:
             for folder in (*_folders(self.new), self.folder):
                 sync_directory(folder)
             self._move(replace=replace)
+            self.published = True
+        with contextlib.suppress(OSError):  # it is there; whether after a power cut is the disk's
             sync_directory(self.out.parent)
         self._drop()
 

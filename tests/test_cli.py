@@ -200,4 +200,41 @@ def test_an_interrupt_before_any_work_exits_with_75(
 
     monkeypatch.setattr(cli.writing, "open_checkpoint", stop)
     assert main(["stack", str(structure("llama")), "--factor", "2"]) == 75
-    assert "nothing was left behind" in capsys.readouterr().err
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dus", "1", "--order", "aabb"], "says nothing without --factor"),
+        (["--factor", "1", "--scale", "0.5"], "no layer repeats an earlier one"),
+        (["--factor", "2", "--scale", "0.5", "--scale", "0.25"], "two factors"),
+        (["--advise", "--tokens", "1B", "--map", "0-99"], "--factor and --tokens only"),
+        (["--advise", "--tokens", "1B", "--factor", "-1"], "below 1"),
+        (["--advise", "--tokens", "inf"], "not a positive number"),
+    ],
+)
+def test_no_option_is_ignored_in_silence(structure, capsys, words: list[str], told: str) -> None:
+    assert main(["stack", str(structure("llama")), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_advice_says_what_it_means_for_this_model(structure, capsys) -> None:
+    for tokens, told in (("2T", "tokens in all, stack, train"), ("1M", "do not stack")):
+        assert main(["stack", str(structure("llama")), "--advise", "--tokens", tokens]) == 0
+        assert told in capsys.readouterr().out
+
+
+def test_no_words_at_all_print_the_help(capsys) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert "Commands:" in printed.err + printed.out
+    assert "\\n" not in printed.err
+
+
+def test_verify_tells_an_unsound_file_as_a_failed_check(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\x10")
+    assert main(["verify", str(tmp_path / "x.safetensors"), "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["checks"][0]["status"] == "failed"
+    assert main(["verify", str(tmp_path / "missing")]) == 1

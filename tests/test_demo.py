@@ -27,3 +27,11 @@ def test_a_tour_that_cannot_write_says_so(tmp_path: Path, capsys) -> None:
     (tmp_path / "taken").write_text("a file")
     assert main(["demo", "-o", str(tmp_path / "taken")]) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_tour_does_not_touch_a_folder_that_is_not_its_own(tmp_path: Path, capsys) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "models" / "base" / "model.safetensors").write_text("mine")
+    assert main(["demo", "-o", str(tmp_path / "models")]) == 1
+    assert "no tour has left there" in capsys.readouterr().err
+    assert (tmp_path / "models" / "base" / "model.safetensors").read_text() == "mine"

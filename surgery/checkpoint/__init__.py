@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint.header import BITS, Header, TensorInfo, read_header
+from surgery.checkpoint.header import BITS, Header, Stamp, TensorInfo, read_header
 from surgery.checkpoint.layout import (
     PICKLES,
     carried_files,
@@ -26,9 +26,6 @@ __all__ = [
     "read_header",
     "stamp",
 ]
-
-
-Stamp = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
 
 
 def stamp(path: Path) -> Stamp:
@@ -113,7 +110,7 @@ def open_checkpoint(
         files=found_weights.files,
         bare=True,
         metadata=found_weights.metadata,
-        stamps={file: stamp(file) for file in found_weights.files},
+        stamps=found_weights.stamps,
     )
 
 
@@ -133,5 +130,5 @@ def _open_directory(ref: str, root: Path, choice: str | None, revision: str | No
         carried=carried,
         revision=revision,
         notes=weights.notes,
-        stamps={file: stamp(file) for file in weights.files},
+        stamps=weights.stamps,
     )

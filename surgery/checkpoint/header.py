@@ -5,7 +5,7 @@ import math
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,14 +61,21 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+Stamp = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed header: tensors in the order of their data, and the file's own metadata."""
+    """A parsed header: tensors in the order of their data, and the file's own metadata.
+
+    `stamp` tells the file as it was when the header was read.
+    """
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
     data_start: int
     size: int
+    stamp: Stamp = (0, 0, 0, 0)
 
 
 def read_header(path: Path) -> Header:
@@ -83,7 +90,8 @@ def read_header(path: Path) -> Header:
     """
     fd = open_regular(path)
     try:
-        size = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        size = found.st_size
         first = os.pread(fd, SNIFF, 0)
         length = _header_length(path, first, size)
         raw = os.pread(fd, length, 8)
@@ -91,7 +99,8 @@ def read_header(path: Path) -> Header:
         os.close(fd)
     if len(raw) != length:
         raise CheckpointError(path, "the file shrank while it was read", "copy it again")
-    return parse_header(raw, file=path, file_size=size)
+    header = parse_header(raw, file=path, file_size=size)
+    return replace(header, stamp=(found.st_dev, found.st_ino, size, found.st_mtime_ns))
 
 
 def open_regular(path: Path) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint.header import TensorInfo, quoted, read_header
+from surgery.checkpoint.header import Stamp, TensorInfo, quoted, read_header
 from surgery.checkpoint.jsonfile import read_json_object
 from surgery.errors import CheckpointError
 
@@ -38,12 +38,14 @@ class Weights:
 
     Attributes:
         metadata: the header's own table of strings, where there is one file.
+        stamps: each file as it was when its header was read.
     """
 
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
 
 def find_weights(root: Path, choice: str | None) -> Weights:
@@ -65,7 +67,8 @@ def find_weights(root: Path, choice: str | None) -> Weights:
         weights = _indexed(root, root / chosen)
     else:
         weights = single_file(contained(root, chosen))
-    return Weights(weights.files, weights.tensors, _extras(names, weights.files))
+    notes = _extras(names, weights.files)
+    return Weights(weights.files, weights.tensors, notes, stamps=weights.stamps)
 
 
 def single_file(path: Path) -> Weights:
@@ -74,7 +77,7 @@ def single_file(path: Path) -> Weights:
     tensors = {tensor.name: tensor for tensor in header.tensors}
     if not tensors:
         raise CheckpointError(path, "holds no tensors", "name a file with weights")
-    return Weights((path,), tensors, metadata=header.metadata)
+    return Weights((path,), tensors, metadata=header.metadata, stamps={path: header.stamp})
 
 
 def _choose(root: Path, names: Sequence[str]) -> str:
@@ -119,8 +122,11 @@ def _indexed(root: Path, index: Path) -> Weights:
     mapping = _weight_map(contained(root, index.name))
     files = {name: contained(root, name) for name in sorted(set(mapping.values()))}
     tensors: dict[str, TensorInfo] = {}
+    stamps: dict[Path, Stamp] = {}
     for name, path in files.items():
-        for tensor in read_header(path).tensors:
+        header = read_header(path)
+        stamps[path] = header.stamp
+        for tensor in header.tensors:
             if mapping.get(tensor.name) != name:
                 told = mapping.get(tensor.name)
                 where = f"the index places it in {told}" if told else "the index does not name it"
@@ -132,7 +138,7 @@ def _indexed(root: Path, index: Path) -> Weights:
         shard = files[mapping[missing[0]]].name
         fact = f"names {quoted(missing[0])} in {shard}, which does not hold it"
         raise CheckpointError(index, fact, "the index and the shards are of two models")
-    return Weights(tuple(files.values()), tensors)
+    return Weights(tuple(files.values()), tensors, stamps=stamps)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

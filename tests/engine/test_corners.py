@@ -242,3 +242,14 @@ def test_a_card_cannot_be_driven_by_names(base: Path) -> None:
     assert "<b>" not in card
     assert "\\*bold\\* \\[x\\](y)" in card
     assert json.dumps('org/na"me') in card.split("---")[1]
+
+
+def test_a_replacement_that_died_before_clearing_up_is_cleared_up(
+    base: Path, reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stack(open_checkpoint(base), factor=3), tmp_path / "out")
+    (tmp_path / "out.surgery-partial" / "old").mkdir(parents=True)
+    (tmp_path / "out.surgery-partial" / "old" / "config.json").write_text("{}")
+    monkeypatch.setattr(surgery.publish, "exchange", refuses(errno.ENOSYS))
+    run(stacked(base), tmp_path / "out", force=True)
+    assert tiny.tree(tmp_path / "out") == reference

@@ -169,3 +169,64 @@ def test_a_truncated_copy_is_found_when_read(base: Path, tmp_path: Path) -> None
     with pytest.raises((StepError, CheckpointError)):
         run(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_threads_that_hang_keep_their_files_after_an_interrupt(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed descriptors would be given to whatever is opened next, and be written to."""
+    import threading
+
+    from surgery import engine
+
+    hung, released = threading.Event(), threading.Event()
+    real = os.pwrite
+
+    def stall(fd, data, offset):
+        if threading.current_thread() is not threading.main_thread():
+            hung.set()
+            released.wait(20)
+        return real(fd, data, offset)
+
+    def stop(*_: int) -> None:
+        hung.wait(20)
+        raise KeyboardInterrupt
+
+    plan = stacked(base)
+    monkeypatch.setattr(engine, "GRACE", 0.1)
+    monkeypatch.setattr(os, "pwrite", stall)
+    with pytest.raises(Interrupted):
+        run(plan, tmp_path / "out", progress=stop)
+    victims = [(tmp_path / f"victim{i}").open("w+b", buffering=0) for i in range(40)]
+    released.set()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.daemon:
+            thread.join(20)
+    assert all(os.fstat(victim.fileno()).st_size == 0 for victim in victims)
+    for victim in victims:
+        victim.close()
+
+
+def test_a_resume_takes_the_files_beside_the_weights_anew(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surgery.write import Partial
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (base / "chat_template.jinja").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "publish", stop)
+        with pytest.raises(Interrupted):
+            run(stacked(base), tmp_path / "out")
+    (tmp_path / "out.surgery-partial" / "out" / "stray.jinja").write_text("from elsewhere")
+    run(stacked(base), tmp_path / "out")
+    assert not (tmp_path / "out" / "stray.jinja").exists()
+
+
+def test_a_result_that_cannot_be_had_leaves_nothing_in_the_way(base: Path, tmp_path: Path) -> None:
+    plan = stack(open_checkpoint(base), factor=2, scale=["1:o_proj=1e30"])
+    with pytest.raises(StepError, match="NaN or infinity"):
+        run(plan, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

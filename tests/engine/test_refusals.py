@@ -138,3 +138,15 @@ def test_too_little_disk_is_told_before_the_first_byte(
     with pytest.raises(PlanError, match=r"needs .* of disk, but .* are free"):
         run(stacked(base), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("stray", ["optimizer.pt", "runs/log.txt"])
+def test_force_does_not_replace_a_model_beside_which_other_work_lies(
+    base: Path, tmp_path: Path, stray: str
+) -> None:
+    run(stacked(base), tmp_path / "mine")
+    (tmp_path / "mine" / stray).parent.mkdir(exist_ok=True)
+    (tmp_path / "mine" / stray).write_text("days of work")
+    with pytest.raises(PlanError, match=r"no part of a model and would be lost"):
+        run(stacked(base), tmp_path / "mine", force=True)
+    assert (tmp_path / "mine" / stray).read_text() == "days of work"
