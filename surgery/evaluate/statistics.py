@@ -24,7 +24,8 @@ class Difference:
         bits_per_byte: The difference; below zero the child is better.
         low: Lower end of the 95% interval, or None where documents are too few for one.
         high: Upper end, likewise.
-        verdict: "better", "worse", "not distinguishable", or "too few documents".
+        verdict: "better", "worse", "not distinguishable", "equal" (every document, to the
+            last bit), or "too few documents".
     """
 
     bits_per_byte: float
@@ -82,6 +83,8 @@ def _resampled_sums(values: Floats, *, draws: int, seed: int) -> list[Floats]:
 
 
 def _verdict(low: float, high: float) -> str:
+    if low == high == 0:
+        return "equal"
     if low <= 0 <= high:
         return "not distinguishable"
     return "better" if high < 0 else "worse"
