@@ -84,10 +84,17 @@ class Partial:
         self._drop()
 
     def _close(self) -> None:
-        for fd in [*self._files, *self._direct, self._journal, self._lock]:
-            if fd is not None and fd >= 0:
+        self._close_shards()
+        for fd in (self._journal, self._lock):
+            if fd >= 0:
                 os.close(fd)
-        self._files, self._direct, self._journal, self._lock = [], [], -1, -1
+        self._journal, self._lock = -1, -1
+
+    def _close_shards(self) -> None:
+        for fd in (*self._files, *self._direct):
+            if fd is not None:
+                os.close(fd)
+        self._files, self._direct = [], []
 
     def _drop(self) -> None:
         """Remove the folder; what cannot be removed is swept by the next run."""
@@ -143,10 +150,7 @@ class Partial:
                 self._open_journal()
                 self._append({"fingerprint": fingerprint})
         except StepError:
-            for fd in [*self._files, *self._direct]:
-                if fd is not None:
-                    os.close(fd)
-            self._files, self._direct = [], []
+            self._close_shards()
             self._drop()  # nothing is finished yet, and the space may be needed
             raise
 

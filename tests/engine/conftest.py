@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny
 
 
 @pytest.fixture
@@ -19,3 +23,9 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny checkpoint of the test's own."""
+    return tiny.write(tmp_path / "base")

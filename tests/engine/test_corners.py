@@ -27,18 +27,9 @@ from surgery.slices import Sources
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "base")
-
-
-@pytest.fixture
 def reference(base: Path, tmp_path: Path) -> dict[str, str]:
-    run(stacked(base), tmp_path / "reference")
+    run(tiny.stacked(base), tmp_path / "reference")
     return tiny.tree(tmp_path / "reference")
-
-
-def stacked(base: Path) -> Plan:
-    return stack(open_checkpoint(base), factor=2)
 
 
 def no_such_call(*_: object, **__: object) -> None:
@@ -57,7 +48,7 @@ def test_a_system_that_cannot_preallocate_still_writes(
     base: Path, reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", fault)
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == reference
 
 
@@ -65,7 +56,7 @@ def test_a_system_without_advice_still_reads(
     base: Path, reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fadvise", no_such_call)
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == reference
 
 
@@ -92,7 +83,7 @@ def test_a_file_system_that_refuses_direct_writes_is_written_through_its_cache(
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "pwrite", pwrite)
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == reference
 
 
@@ -101,7 +92,7 @@ def test_without_an_exchange_the_old_model_is_moved_aside_and_removed(
 ) -> None:
     run(stack(open_checkpoint(base), factor=3), tmp_path / "out")
     monkeypatch.setattr(surgery.publish, "exchange", refuses(errno.ENOSYS))
-    run(stacked(base), tmp_path / "out", force=True)
+    run(tiny.stacked(base), tmp_path / "out", force=True)
     assert tiny.tree(tmp_path / "out") == reference
     assert not (tmp_path / "out.surgery-partial").exists()
 
@@ -109,19 +100,19 @@ def test_without_an_exchange_the_old_model_is_moved_aside_and_removed(
 def test_a_replacement_that_died_between_its_two_renames_is_undone(
     base: Path, tmp_path: Path
 ) -> None:
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     before = tiny.tree(tmp_path / "out")
     (tmp_path / "out.surgery-partial").mkdir()
     (tmp_path / "out").rename(tmp_path / "out.surgery-partial" / "old")
     with pytest.raises(PlanError, match="exists already"):
-        run(stacked(base), tmp_path / "out")
+        run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == before
 
 
 def test_a_disk_that_fails_to_read_is_told_with_the_tensor(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     monkeypatch.setattr(os, "preadv", refuses(errno.EIO))
     with pytest.raises(StepError, match=r"reading 'model\..*failed \(Input/output error\)"):
         run(plan, tmp_path / "out")
@@ -136,7 +127,7 @@ def test_a_file_that_ends_early_is_told_with_the_tensor(base: Path) -> None:
 
 
 def test_a_file_that_is_gone_at_the_start_is_told(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     (base / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(StepError, match="cannot be opened"):
         run(plan, tmp_path / "out")
@@ -164,7 +155,7 @@ def test_a_plan_that_contradicts_itself_is_refused(steps, order, told: str) -> N
 
 @pytest.mark.parametrize("elementwise", [False, True])
 def test_a_step_whose_output_has_another_size_is_refused(base: Path, elementwise: bool) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     first = plan.steps[0]
     fn = (lambda x: x) if elementwise else None
     wrong = tuple((name, TensorSpec("F16", (1,))) for name, _ in first.outputs)
@@ -174,7 +165,7 @@ def test_a_step_whose_output_has_another_size_is_refused(base: Path, elementwise
 
 
 def test_a_copy_of_two_inputs_is_refused(base: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     broken = replace(plan.steps[0], inputs=plan.steps[0].inputs * 2)
     with pytest.raises(PlanError, match="a copy has one input"):
         check_plan(replace(plan, steps=(broken, *plan.steps[1:])))
@@ -234,7 +225,7 @@ def test_a_broken_record_in_a_header_is_told(tmp_path: Path, text: str) -> None:
 
 def test_a_card_cannot_be_driven_by_names(base: Path) -> None:
     plan = replace(
-        stacked(base), parameters={"x": "```\n<script>"}, notes=("<b>*bold* [x](y)</b>",)
+        tiny.stacked(base), parameters={"x": "```\n<script>"}, notes=("<b>*bold* [x](y)</b>",)
     )
     hub = replace(plan.sources[0], ref='org/na"me@main', revision="0" * 40)
     card = model_card(replace(plan, sources=(hub,)))
@@ -251,5 +242,5 @@ def test_a_replacement_that_died_before_clearing_up_is_cleared_up(
     (tmp_path / "out.surgery-partial" / "old").mkdir(parents=True)
     (tmp_path / "out.surgery-partial" / "old" / "config.json").write_text("{}")
     monkeypatch.setattr(surgery.publish, "exchange", refuses(errno.ENOSYS))
-    run(stacked(base), tmp_path / "out", force=True)
+    run(tiny.stacked(base), tmp_path / "out", force=True)
     assert tiny.tree(tmp_path / "out") == reference

@@ -19,21 +19,11 @@ from growth.prune import prune
 from growth.stack import stack
 from surgery.checkpoint import open_checkpoint, read_header
 from surgery.errors import CheckpointError, Interrupted, PlanError, StepError
-from surgery.plan import Plan
 from surgery.run import run
 
 REPO = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "surgery"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "base")
-
-
-def stacked(base: Path) -> Plan:
-    return stack(open_checkpoint(base), factor=2)
 
 
 def kill_midway(base: Path, out: Path) -> None:
@@ -55,10 +45,10 @@ def journal(out: Path) -> list[dict]:
 def test_a_resume_redoes_no_finished_step(base: Path, tmp_path: Path) -> None:
     kill_midway(base, tmp_path / "out")
     finished = journal(tmp_path / "out")
-    assert 2 <= len(finished) < len(stacked(base).steps)
-    report = run(stacked(base), tmp_path / "out", shard_size=20_000)
+    assert 2 <= len(finished) < len(tiny.stacked(base).steps)
+    report = run(tiny.stacked(base), tmp_path / "out", shard_size=20_000)
     assert report.reused == len(finished)
-    run(stacked(base), tmp_path / "reference", shard_size=20_000)
+    run(tiny.stacked(base), tmp_path / "reference", shard_size=20_000)
     assert tiny.tree(tmp_path / "out") == tiny.tree(tmp_path / "reference")
 
 
@@ -73,9 +63,9 @@ def test_a_finished_step_whose_bytes_were_lost_is_done_again(base: Path, tmp_pat
         byte = file.read(1)
         file.seek(place.offset)
         file.write(bytes([byte[0] ^ 1]))
-    report = run(stacked(base), tmp_path / "out", shard_size=20_000)
+    report = run(tiny.stacked(base), tmp_path / "out", shard_size=20_000)
     assert report.reused == len(finished) - 1
-    run(stacked(base), tmp_path / "reference", shard_size=20_000)
+    run(tiny.stacked(base), tmp_path / "reference", shard_size=20_000)
     assert tiny.tree(tmp_path / "out") == tiny.tree(tmp_path / "reference")
 
 
@@ -109,7 +99,7 @@ def test_of_three_runs_into_one_output_one_wins(scratch: Path) -> None:
 
 
 def test_an_input_that_changes_during_the_run_stops_it(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     file = base / "model-00001-of-00002.safetensors"
 
     def change(*_: int) -> None:
@@ -123,7 +113,7 @@ def test_an_input_that_changes_during_the_run_stops_it(base: Path, tmp_path: Pat
 
 
 def test_an_input_replaced_after_planning_stops_the_run(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     file = base / "model-00001-of-00002.safetensors"
     copy = file.with_suffix(".new")
     copy.write_bytes(file.read_bytes())
@@ -137,7 +127,7 @@ def test_an_interrupt_keeps_what_is_finished(base: Path, tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="run the same command again"):
-        run(stacked(base), tmp_path / "out", progress=stop)
+        run(tiny.stacked(base), tmp_path / "out", progress=stop)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.surgery-partial").exists()
 
@@ -164,7 +154,7 @@ def test_a_signal_ends_the_command_with_75_in_two_seconds(
 
 
 def test_a_truncated_copy_is_found_when_read(base: Path, tmp_path: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     os.truncate(base / "model-00002-of-00002.safetensors", 3000)
     with pytest.raises((StepError, CheckpointError)):
         run(plan, tmp_path / "out")
@@ -192,7 +182,7 @@ def test_threads_that_hang_keep_their_files_after_an_interrupt(
         hung.wait(20)
         raise KeyboardInterrupt
 
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     monkeypatch.setattr(engine, "GRACE", 0.1)
     monkeypatch.setattr(os, "pwrite", stall)
     with pytest.raises(Interrupted):
@@ -219,9 +209,9 @@ def test_a_resume_takes_the_files_beside_the_weights_anew(
     with monkeypatch.context() as patch:
         patch.setattr(Partial, "publish", stop)
         with pytest.raises(Interrupted):
-            run(stacked(base), tmp_path / "out")
+            run(tiny.stacked(base), tmp_path / "out")
     (tmp_path / "out.surgery-partial" / "out" / "stray.jinja").write_text("from elsewhere")
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     assert not (tmp_path / "out" / "stray.jinja").exists()
 
 

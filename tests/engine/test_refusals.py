@@ -15,7 +15,6 @@ import tiny
 from growth.stack import stack
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import PlanError
-from surgery.plan import Plan
 from surgery.run import run
 
 REPO = Path(__file__).resolve().parents[2]
@@ -23,23 +22,14 @@ COMMAND = [sys.executable, "-m", "surgery"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "base")
-
-
-def stacked(base: Path) -> Plan:
-    return stack(open_checkpoint(base), factor=2)
-
-
 def test_an_existing_output_is_refused_and_an_empty_folder_is_not(
     base: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     before = tiny.tree(tmp_path / "out")
     with pytest.raises(PlanError, match=r"exists already.*--force"):
-        run(stacked(base), tmp_path / "out")
+        run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == before
 
 
@@ -47,7 +37,7 @@ def test_force_does_not_replace_what_is_no_model(base: Path, tmp_path: Path) -> 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(PlanError, match="something else than a model"):
-        run(stacked(base), tmp_path / "thesis", force=True)
+        run(tiny.stacked(base), tmp_path / "thesis", force=True)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
@@ -57,7 +47,7 @@ def test_force_on_a_link_replaces_the_link_and_not_what_it_leads_to(
     other = tiny.write(tmp_path / "other", seed=1)
     before = tiny.tree(other)
     (tmp_path / "link").symlink_to(other)
-    run(stacked(base), tmp_path / "link", force=True)
+    run(tiny.stacked(base), tmp_path / "link", force=True)
     assert not (tmp_path / "link").is_symlink()
     assert tiny.tree(other) == before
 
@@ -81,7 +71,7 @@ def test_an_output_that_touches_an_input_is_refused(tmp_path: Path, kind: str, f
     base = tiny.write(tmp_path / "models" / "base")
     before = tiny.tree(tmp_path / "models")
     with pytest.raises(PlanError, match=r"is the input|inside the input|holds the input"):
-        run(stacked(base), alias(kind, base, tmp_path), force=force)
+        run(tiny.stacked(base), alias(kind, base, tmp_path), force=force)
     assert tiny.tree(tmp_path / "models") == before
 
 
@@ -107,7 +97,7 @@ def test_an_impossible_output_is_refused_in_one_sentence(
     base: Path, tmp_path: Path, out: str, told: str
 ) -> None:
     with pytest.raises(PlanError, match=told):
-        run(stacked(base), tmp_path / out)
+        run(tiny.stacked(base), tmp_path / out)
 
 
 def test_a_read_only_file_system_is_told_in_one_sentence(
@@ -116,7 +106,7 @@ def test_a_read_only_file_system_is_told_in_one_sentence(
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(PlanError, match=r"cannot be written .Read-only file system"):
         run(plan, tmp_path / "out")
@@ -126,7 +116,7 @@ def test_a_read_only_file_system_is_told_in_one_sentence(
 def test_a_folder_without_permission_is_told_in_one_sentence(base: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     with pytest.raises(PlanError, match="cannot be written"):
-        run(stacked(base), tmp_path / "locked" / "out")
+        run(tiny.stacked(base), tmp_path / "locked" / "out")
 
 
 def test_too_little_disk_is_told_before_the_first_byte(
@@ -136,7 +126,7 @@ def test_too_little_disk_is_told_before_the_first_byte(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(PlanError, match=r"needs .* of disk, but .* are free"):
-        run(stacked(base), tmp_path / "out")
+        run(tiny.stacked(base), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
@@ -144,9 +134,9 @@ def test_too_little_disk_is_told_before_the_first_byte(
 def test_force_does_not_replace_a_model_beside_which_other_work_lies(
     base: Path, tmp_path: Path, stray: str
 ) -> None:
-    run(stacked(base), tmp_path / "mine")
+    run(tiny.stacked(base), tmp_path / "mine")
     (tmp_path / "mine" / stray).parent.mkdir(exist_ok=True)
     (tmp_path / "mine" / stray).write_text("days of work")
     with pytest.raises(PlanError, match=r"no part of a model and would be lost"):
-        run(stacked(base), tmp_path / "mine", force=True)
+        run(tiny.stacked(base), tmp_path / "mine", force=True)
     assert (tmp_path / "mine" / stray).read_text() == "days of work"

@@ -27,22 +27,13 @@ COMMAND = [sys.executable, "-m", "surgery"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "base")
-
-
-def stacked(base: Path) -> Plan:
-    return stack(open_checkpoint(base), factor=2)
-
-
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("shard_size", [20_000, 1 << 40])
 def test_bytes_do_not_depend_on_threads(
     base: Path, tmp_path: Path, workers: int, shard_size: int
 ) -> None:
-    run(stacked(base), tmp_path / "one", workers=1, shard_size=shard_size)
-    run(stacked(base), tmp_path / "many", workers=workers, shard_size=shard_size)
+    run(tiny.stacked(base), tmp_path / "one", workers=1, shard_size=shard_size)
+    run(tiny.stacked(base), tmp_path / "many", workers=workers, shard_size=shard_size)
     assert tiny.tree(tmp_path / "one") == tiny.tree(tmp_path / "many")
 
 
@@ -57,7 +48,7 @@ def test_bytes_do_not_depend_on_the_hash_seed(base: Path, tmp_path: Path) -> Non
 
 def test_inputs_are_not_touched(base: Path, tmp_path: Path) -> None:
     before = tiny.tree(base)
-    run(stacked(base), tmp_path / "out")
+    run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(base) == before
 
 
@@ -66,7 +57,7 @@ def test_output_has_the_umasks_mode_aligned_data_and_a_right_index(
 ) -> None:
     old = os.umask(0o027)
     try:
-        run(stacked(base), tmp_path / "out", shard_size=20_000)
+        run(tiny.stacked(base), tmp_path / "out", shard_size=20_000)
     finally:
         os.umask(old)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -79,13 +70,13 @@ def test_output_has_the_umasks_mode_aligned_data_and_a_right_index(
         assert header.metadata["format"] == "pt"
         with safe_open(file, "np") as opened:
             assert all(index["weight_map"][name] == file.name for name in opened.keys())  # noqa: SIM118
-    specs = stacked(base).outputs.values()
+    specs = tiny.stacked(base).outputs.values()
     assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in specs)
     assert index["metadata"]["total_parameters"] == sum(spec.numel for spec in specs)
 
 
 def test_shards_fill_in_layer_order(base: Path, tmp_path: Path) -> None:
-    run(stacked(base), tmp_path / "out", shard_size=30_000)
+    run(tiny.stacked(base), tmp_path / "out", shard_size=30_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = {}
     for name, file in index["weight_map"].items():
@@ -138,7 +129,7 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_loses_a_tensor_is_refused(base: Path) -> None:
-    plan = stacked(base)
+    plan = tiny.stacked(base)
     broken = Plan(
         operation="broken",
         parameters={},

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from growth.stack import stack
+from surgery.checkpoint import open_checkpoint
+from surgery.plan import Plan
+
 LAYERS = 2
 
 
@@ -72,3 +76,8 @@ def sparse(path: Path, layers: int, megabytes: int) -> Path:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + layers * size)
     return path
+
+
+def stacked(base: Path) -> Plan:
+    """The plan that most tests run: every layer twice."""
+    return stack(open_checkpoint(base), factor=2)
