@@ -15,8 +15,8 @@ from surgery.difference import Difference, Mismatch, Side, State, TensorDifferen
 from surgery.engine import TICK, Progress
 from surgery.errors import CheckpointError, PlanError
 from surgery.measure import SCRATCH, Rulers, same_bytes
-from surgery.preflight import CHUNK, MEMORY, default_workers
-from surgery.slices import Scratch, Sources
+from surgery.preflight import MEMORY, default_workers
+from surgery.slices import CHUNK, Scratch, Sources
 from surgery.sums import Sums, add
 
 WORKER_BYTES = 2 * CHUNK + SCRATCH  # what one thread holds: a slice of each side, and float64

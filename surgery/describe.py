@@ -29,7 +29,7 @@ def describe(plan: Plan, out: Path, found: Preflight) -> dict[str, Any]:
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         "peak_memory": found.memory,
-        "computes": any(step.fn is not None for step in plan.steps),
+        "computes": any(not step.is_copy for step in plan.steps if step.inputs),
         "disk_needed": found.disk,
         "disk_free": found.free,
         "dropped": dict(Counter(plan.dropped.values())),

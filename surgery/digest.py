@@ -39,3 +39,32 @@ class Digests:
         """Take the digests of a finished step."""
         self.outputs.update(line["outputs"])
         self.inputs.update(line["inputs"])
+
+
+class Leaves:
+    """Hashes consecutive bytes of a tensor, from a leaf boundary on, given in any pieces."""
+
+    def __init__(self) -> None:
+        self.found: list[bytes] = []
+        self._open = hashlib.sha256()
+        self._filled = 0
+
+    def feed(self, view: memoryview) -> None:
+        """Take the next bytes."""
+        while len(view):
+            taken = view[: LEAF - self._filled]
+            self._open.update(taken)
+            self._filled += len(taken)
+            view = view[len(taken) :]
+            if self._filled == LEAF:
+                self._close()
+
+    def _close(self) -> None:
+        self.found.append(self._open.digest())
+        self._open, self._filled = hashlib.sha256(), 0
+
+    def end(self) -> list[bytes]:
+        """Return the digests, that of an unfinished leaf included."""
+        if self._filled:
+            self._close()
+        return self.found

@@ -2,15 +2,15 @@
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from surgery.checkpoint import BITS
-from surgery.digest import LEAF, Digests, combine, leaf_digests
-from surgery.plan import Step
-from surgery.slices import Item, Scratch, Sources, cut, pieces
+from surgery.checkpoint import BITS, TensorInfo, View
+from surgery.digest import LEAF, Digests, Leaves, combine, leaf_digests
+from surgery.plan import Pass, Step
+from surgery.slices import Item, Scratch, Sources, cut, grid, last_items, pieces
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 TICK = 0.1  # seconds between two looks at the workers
@@ -46,34 +46,72 @@ class DigestOnly:
 
 @dataclass(slots=True)
 class _Pending:
-    """What is not finished of one step, and the leaf digests so far, by tensor and start."""
+    """Where one step stands.
+
+    Attributes:
+        items: unfinished items of what is being done.
+        leaves: digests so far, by tensor and start.
+        passes, request: the running generator, and what it asked for last.
+        found: what the parts of the request gave, by start.
+        last: the function of the last reading.
+        parked: waits for the other steps of its group.
+    """
 
     items: int
     leaves: dict[str, dict[int, list[bytes]]] = field(default_factory=lambda: defaultdict(dict))
+    passes: Generator[Pass, Any, Callable[..., Any]] | None = None
+    request: Pass | None = None
+    found: dict[int, list[Any]] = field(default_factory=dict)
+    last: Callable[..., Any] | None = None
+    parked: bool = False
 
     def digest(self, key: str) -> str:
         found = self.leaves.get(key, {})
         return combine(leaf for start in sorted(found) for leaf in found[start])
+
+    def take_found(self) -> list[Any]:
+        found = [one for start in sorted(self.found) for one in self.found[start]]
+        self.found = {}
+        return found
 
 
 class Engine:
     """Runs steps on threads; the bytes it writes do not depend on their number or order."""
 
     def __init__(
-        self, steps: Sequence[Step], sources: Sources, target: Target, *, memory: int
+        self,
+        steps: Sequence[Step],
+        sources: Sources,
+        target: Target,
+        *,
+        memory: int,
+        finished: Collection[int] = (),
     ) -> None:
+        """Take the steps of a plan; those `finished` are only asked what their groups need."""
         self.steps = steps
         self.sources = sources
         self.target = target
         self.digests = Digests()
         self.done_bytes = 0
-        self.total_bytes = sum(step.bytes_out for step in steps)
-        self._items = deque(item for n, step in enumerate(steps) for item in cut(n, step))
-        self._pending = {n: _Pending(0) for n in range(len(steps))}
+        self._finished = frozenset(finished)
+        groups = {g for n, step in enumerate(steps) if n not in self._finished for g in step.groups}
+        todo = [
+            n
+            for n, step in enumerate(steps)
+            if n not in self._finished or groups.intersection(step.groups)
+        ]
+        self.total_bytes = sum(
+            steps[n].bytes_out * (len(steps[n].groups) + (n not in self._finished)) for n in todo
+        )
+        self._items = deque(item for n in todo for item in cut(n, steps[n]))
+        self._pending = {n: _Pending(0) for n in todo}
         for item in self._items:
             self._pending[item.step].items += 1
+        self._groups = {g: [n for n in todo if g in steps[n].groups] for g in groups}
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._more = threading.Condition(self._lock)
+        self._busy = 0
         self._budget = _Budget(memory)
         self._failure: BaseException | None = None
 
@@ -99,6 +137,7 @@ class Engine:
             raise
         if self._failure:
             raise self._failure
+        assert not self._pending, "a step waits for a group that never met"  # noqa: S101
         return self.digests
 
     def _abandon(self, threads: Sequence[threading.Thread]) -> None:
@@ -118,34 +157,50 @@ class Engine:
 
     def _work(self) -> None:
         scratch = Scratch()
-        while not self._stop.is_set() and (item := self._next()):
+        while item := self._next():
             try:
                 self._do(item, scratch)
             except BaseException as error:
                 with self._lock:
                     self._failure = self._failure or error
                 self._stop.set()
+            with self._more:
+                self._busy -= 1
+                self._more.notify_all()
 
     def _next(self) -> Item | None:
-        with self._lock:
-            if not self._items:
+        with self._more:
+            while not self._items and self._busy and not self._stop.is_set():
+                self._more.wait(TICK)  # what others do may give more
+            if not self._items or self._stop.is_set():
                 return None
             item = self._items.popleft()
+            self._busy += 1
             ahead = self._items[AHEAD] if len(self._items) > AHEAD else None
-        if ahead and self.steps[ahead.step].fn is None:
+        if ahead and ahead.phase == "copy":
             for tensor in self.steps[ahead.step].inputs:
                 self.sources.prefetch(tensor, ahead.start, ahead.count)
         return item
 
     def _do(self, item: Item, scratch: Scratch) -> None:
         step = self.steps[item.step]
-        if step.fn is None:
-            leaves = self._copy(step, item, scratch) if step.inputs else _zeros(step)
-        elif step.elementwise:
-            leaves = self._slice(step, item, scratch)
-        else:
+        leaves: Mapping[str, list[bytes]] = {}
+        if item.phase == "copy":
+            leaves = self._copy(step, item, scratch)
+        elif item.phase == "zeros":
+            leaves = _zeros(step)
+        elif item.phase == "digest":
+            leaves = self._digest(step.stored[item.tensor], item, scratch)
+        elif item.phase == "map":
+            leaves = self._map(step, item, scratch)
+        elif item.phase == "whole":
             with self._budget.hold(step.whole_bytes):
                 leaves = self._whole(step)
+        elif item.phase == "open":
+            assert step.fn is not None  # noqa: S101 - a step of passes has one
+            self._pending[item.step].passes = step.fn()
+        else:
+            self._ask(step, item, scratch)
         self._account(item, step, leaves)
 
     def _copy(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
@@ -154,46 +209,62 @@ class Engine:
         leaves = leaf_digests(view)
         for name, _ in step.outputs:
             self.target.write(name, item.start, view)
-        return {_input_key(step, 0): leaves, **{name: leaves for name, _ in step.outputs}}
+        return {_key(step.inputs[0]): leaves, **{name: leaves for name, _ in step.outputs}}
 
-    def _slice(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
-        from surgery.compute import compute_slice, use_one_thread
+    def _digest(self, tensor: TensorInfo, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
+        view = scratch.take(0, item.count)
+        self.sources.read(tensor, item.start, view)
+        return {_key(tensor): leaf_digests(view)}
+
+    def _ask(self, step: Step, item: Item, scratch: Scratch) -> None:
+        from surgery.compute import Reading, ask, use_one_thread
 
         use_one_thread()
-        inputs, outputs, leaves = [], [], {}
-        for slot, tensor in enumerate(step.inputs):
-            width = BITS[tensor.dtype] // 8
-            view = scratch.take(slot, item.count * width)
-            self.sources.read(tensor, item.start * width, view)
-            leaves[_input_key(step, slot)] = leaf_digests(view)
-            inputs.append((view, tensor.dtype))
-        for slot, (_, spec) in enumerate(step.outputs, start=len(inputs)):
-            size = item.count * BITS[spec.dtype] // 8
-            outputs.append((scratch.take(slot, size), spec.dtype))
-        assert step.fn is not None  # noqa: S101 - told by the caller
-        compute_slice(step.fn, inputs, outputs, step.outputs[0][0])
-        for (name, spec), (view, _) in zip(step.outputs, outputs, strict=True):
-            leaves[name] = leaf_digests(view)
-            self.target.write(name, item.start * BITS[spec.dtype] // 8, view)
-        return leaves
+        pending = self._pending[item.step]
+        assert pending.request is not None  # noqa: S101 - what the item was made for
+        reading = Reading(step, grid(step), self.sources, scratch, digest=False)
+        sampled = item.phase == "sample"
+        parts = reading.sample() if sampled else reading.parts(item.start, item.count)
+        found = ask(pending.request, parts)
+        with self._lock:
+            pending.found[item.start] = found
+
+    def _map(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
+        from surgery.compute import Reading, use_one_thread, write_parts
+
+        use_one_thread()
+        places = grid(step)
+        widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
+        reading = Reading(step, places, self.sources, scratch, digest=True)
+        room = min(places.chunk, item.count)
+        buffers = [
+            scratch.take(slot, room * width)
+            for slot, width in enumerate(widths, start=len(step.inputs))
+        ]
+        hashed = [Leaves() for _ in widths]
+        fn = self._pending[item.step].last or _flat(step.fn)
+        parts = reading.parts(item.start, item.count)
+        for start, count in write_parts(fn, parts, step.outputs, buffers):
+            for (name, _), view, width, leaves in zip(
+                step.outputs, buffers, widths, hashed, strict=True
+            ):
+                filled = view[: count * width]
+                leaves.feed(filled)
+                self.target.write(name, start * width, filled)
+        found = {_key(step.inputs[slot]): leaves.end() for slot, leaves in reading.leaves.items()}
+        outputs = zip(step.outputs, hashed, strict=True)
+        return {**found, **{name: leaves.end() for (name, _), leaves in outputs}}
 
     def _whole(self, step: Step) -> dict[str, list[bytes]]:
         from surgery.compute import compute_whole
 
-        scratch = Scratch()
-        inputs, outputs, leaves = [], [], {}
-        for slot, tensor in enumerate(step.inputs):
-            view = scratch.take(slot, tensor.nbytes)
-            self.sources.read(tensor, 0, view)
-            leaves[_input_key(step, slot)] = leaf_digests(view)
-            inputs.append((view, tensor.dtype, tensor.shape))
-        for slot, (_, spec) in enumerate(step.outputs, start=len(inputs)):
-            outputs.append((scratch.take(slot, spec.nbytes), spec))
-        assert step.fn is not None  # noqa: S101 - told by the caller
-        compute_whole(step.fn, inputs, outputs, step.outputs[0][0])
-        for (name, _), (view, spec) in zip(step.outputs, outputs, strict=True):
+        plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
+        hashed = {slot: Leaves() for slot in plain}
+        results = compute_whole(step, self.sources, hashed)
+        leaves = {_key(step.inputs[slot]): found.end() for slot, found in hashed.items()}
+        for view, name in results:
             leaves[name] = leaf_digests(view)
-            for start, count in pieces(spec.nbytes):
+            for start, count in pieces(len(view)):
                 self.target.write(name, start, view[start : start + count])
         return leaves
 
@@ -203,25 +274,79 @@ class Engine:
             for key, found in leaves.items():
                 pending.leaves[key][item.start] = found
             pending.items -= 1
-            self.done_bytes += item.weight
+            if item.phase not in {"pass", "sample"}:
+                self.done_bytes += item.weight
             if pending.items:
                 return
+        if pending.passes is None:
+            self._finish(item.step, step)
+        elif item.phase == "open":
+            self._advance(item.step, None)
+        elif pending.request and pending.request.group:
+            self._park(item.step, pending.request)
+        else:
+            self._advance(item.step, pending.take_found())
+
+    def _finish(self, number: int, step: Step) -> None:
+        with self._lock:
+            pending = self._pending.pop(number)
             line = {
                 "outputs": {name: pending.digest(name) for name, _ in step.outputs},
-                "inputs": {k: pending.digest(k) for k in _input_keys(step)},
+                "inputs": {_key(t): pending.digest(_key(t)) for t in step.stored},
             }
-            del self._pending[item.step]
             self.digests.add(line)
         self.target.finish(line)
 
+    def _advance(self, number: int, answer: Any) -> None:  # noqa: ANN401 - what the pass found
+        """Give a generator the answer to its request, and schedule what it asks for next."""
+        pending, step = self._pending[number], self.steps[number]
+        assert pending.passes is not None  # noqa: S101 - told by the caller
+        try:
+            pending.request = pending.passes.send(answer)
+        except StopIteration as stop:
+            pending.last, pending.passes, pending.request = stop.value, None, None
+            if number in self._finished:
+                with self._lock:
+                    del self._pending[number]
+                return
+            items = last_items(number, step)
+        else:
+            sampled = [Item(number, "sample")] if pending.request.sample else []
+            items = sampled or grid(step).pieces(number, "pass", 0)
+        with self._more:
+            pending.items = len(items)
+            self._items.extendleft(reversed(items))
+            self._more.notify_all()
 
-def _input_keys(step: Step) -> list[str]:
-    return [_input_key(step, slot) for slot in range(len(step.inputs))]
+    def _park(self, number: int, request: Pass) -> None:
+        """Wait for the group; the last to come answers all of them, in the order of the plan."""
+        members = self._groups[request.group]
+        with self._lock:
+            self._pending[number].parked = True
+            self.done_bytes += self.steps[number].bytes_out
+            waiting = [self._pending[n] for n in members]
+            if not all(one.parked and _asks(one, request.group) for one in waiting):
+                return
+            for one in waiting:
+                one.parked = False
+        assert request.combine is not None  # noqa: S101 - a group has one
+        combined = request.combine([one.take_found() for one in waiting])
+        for place, member in enumerate(members):
+            self._advance(member, (combined, place))
 
 
-def _input_key(step: Step, slot: int) -> str:
+def _asks(pending: _Pending, group: str) -> bool:
+    return pending.request is not None and pending.request.group == group
+
+
+def _flat(fn: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Turn an elementwise function into one of a part; none gives back what it is given."""
+    return lambda _, *inputs: fn(*inputs) if fn else inputs[0]
+
+
+def _key(tensor: TensorInfo) -> str:
     """Name an input so that it cannot be taken for an output: a path ends in a colon."""
-    return f"{step.inputs[slot].file}:{step.inputs[slot].name}"
+    return f"{tensor.file}:{tensor.name}"
 
 
 def _zeros(step: Step) -> dict[str, list[bytes]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import BITS, Checkpoint, TensorInfo, stamp
+from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, stamp, stored_tensors
 from surgery.errors import PlanError
 
-# A function over float32 tensors; torch is not imported here, so its tensors are Any.
+# A function over float tensors; torch is not imported here, so its tensors are Any.
 Function = Callable[..., Any]
 
 
@@ -33,31 +33,86 @@ class TensorSpec:
         return self.numel * BITS[self.dtype] // 8
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a tensor a function is given: `count` elements from the flat `start` on.
+
+    Parts lie on a fixed grid, so that nothing depends on how a run is cut into work items.
+    """
+
+    index: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A request for one reading of a step's inputs, yielded by the generator of a `passes` step.
+
+    Attributes:
+        fn: called as `fn(part, *inputs)` for every part; what it returns is kept in memory.
+        sample: call `fn` once, with elements picked evenly from the whole tensor.
+        group: wait for every step that asks for this group, and combine over all of them.
+        combine: with `group`, called once with one list of results per step, in plan order.
+    """
+
+    fn: Function
+    sample: bool = False
+    group: str = ""
+    combine: Callable[[list[list[Any]]], Any] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One pure function from stored tensors to named new ones.
 
     Without `fn`, one input is copied byte for byte to every output; no input means zeros.
-    With `fn`, the inputs come as float32 tensors (in their stored shapes; as equal flat slices
-    when `elementwise`) and the result, one tensor per output, is rounded once to the output's
-    dtype.
+    With `fn`, the inputs come as float32 tensors (float64 where an output is F32 or F64) and
+    the result, one tensor per output, is rounded once to the output's dtype.
+
+    How `fn` is called: whole tensors in their stored shapes; with `elementwise`, equal flat
+    slices; with `passes`, `fn()` is a generator that yields `Pass` requests, is sent the list of
+    their results in order (with `group`: what `combine` made, and the step's place in the
+    group), and returns a function `(part, *inputs)` for the last reading.
 
     Attributes:
+        rows: parts are whole rows, all axes behind the first as one; 1-D tensors are one row.
         scratch: bytes `fn` needs beyond its inputs and outputs, for steps that are not sliced.
         why: what the step does, in a word or two, for `--dry-run`.
+        key: tells steps apart that differ in nothing but numbers, for the fingerprint.
+        groups: the groups of its passes, in their order, so that others know to wait for it.
     """
 
     outputs: tuple[tuple[str, TensorSpec], ...]
     inputs: tuple[TensorInfo, ...] = ()
     fn: Function | None = None
     elementwise: bool = False
+    passes: bool = False
+    rows: bool = False
     scratch: int = 0
     why: str = "copy"
+    key: str = ""
+    groups: tuple[str, ...] = ()
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether bytes are copied as they are."""
+        return self.fn is None and not self.has_views
+
+    @property
+    def has_views(self) -> bool:
+        """Whether an input is made when it is read."""
+        return any(isinstance(tensor, View) for tensor in self.inputs)
+
+    @property
+    def stored(self) -> tuple[TensorInfo, ...]:
+        """What the step reads from disk."""
+        return tuple(part for tensor in self.inputs for part in stored_tensors(tensor))
 
     @property
     def bytes_in(self) -> int:
         """Bytes read from disk."""
-        return sum(tensor.nbytes for tensor in self.inputs)
+        return sum(tensor.nbytes for tensor in self.stored)
 
     @property
     def bytes_out(self) -> int:
@@ -67,15 +122,20 @@ class Step:
     @property
     def is_sliced(self) -> bool:
         """Whether the engine may work on the step piece by piece."""
-        return self.fn is None or self.elementwise
+        return self.fn is None or self.elementwise or self.passes
 
     @property
     def whole_bytes(self) -> int:
-        """Memory the step holds at once when it cannot be sliced: float32 in, float32 out."""
+        """Memory the step holds at once when it cannot be sliced: what is stored, and floats."""
         if self.is_sliced:
             return 0
         numbers = sum(t.numel for t in self.inputs) + sum(s.numel for _, s in self.outputs)
-        return 4 * numbers + self.bytes_in + self.bytes_out + self.scratch
+        return self.width * numbers + self.bytes_in + self.bytes_out + self.scratch
+
+    @property
+    def width(self) -> int:
+        """Bytes of the floats that are computed with."""
+        return 8 if any(spec.dtype in {"F32", "F64"} for _, spec in self.outputs) else 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +205,11 @@ def check_plan(plan: Plan) -> Plan:
         raise PlanError(plan.operation, "the plan's layout does not name each output once")
     for step in plan.steps:
         _check_sizes(step)
-    used = {(t.file, t.name) for step in plan.steps for t in step.inputs}
+    used = {(t.file, t.name) for step in plan.steps for t in step.stored}
     for source in plan.sources:
         for name, tensor in source.tensors.items():
-            if (tensor.file, name) not in used and name not in plan.dropped:
+            lost = any((part.file, part.name) not in used for part in stored_tensors(tensor))
+            if lost and name not in plan.dropped:
                 raise PlanError(source.ref, f"the plan loses the tensor {name!r}")
     return plan
 
@@ -163,11 +224,12 @@ def _counts(names: list[str]) -> dict[str, int]:
 def _check_sizes(step: Step) -> None:
     if step.fn is None and len(step.inputs) > 1:
         raise PlanError(step.outputs[0][0], "a copy has one input")
+    counted = step.elementwise or step.passes
     sized = [t.nbytes for t in step.inputs] if step.fn is None else []
-    if step.elementwise:
+    if counted:
         sized = [t.numel for t in step.inputs]
     for name, spec in step.outputs:
-        size = spec.numel if step.elementwise else spec.nbytes
+        size = spec.numel if counted else spec.nbytes
         if any(size != given for given in sized):
             raise PlanError(name, "the plan gives it another size than its source")
 
@@ -186,7 +248,8 @@ def fingerprint(plan: Plan, shard_size: int) -> str:
         ],
         "outputs": {n: [s.dtype, s.shape] for n, s in plan.outputs.items()},
         "steps": [
-            [s.why, [t.name for t in s.inputs], [n for n, _ in s.outputs]] for s in plan.steps
+            [s.why, s.key, [told_input(t) for t in s.inputs], [n for n, _ in s.outputs]]
+            for s in plan.steps
         ],
         "carried": [[str(path), *stamp(path)] for path in plan.carried],
         "config": plan.config,
@@ -194,3 +257,10 @@ def fingerprint(plan: Plan, shard_size: int) -> str:
     }
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def told_input(tensor: TensorInfo) -> object:
+    """Return what identifies an input of a step beside its file."""
+    if not isinstance(tensor, View):
+        return tensor.name
+    return [tensor.name, tensor.why, tensor.key, [part.name for part in tensor.stored]]

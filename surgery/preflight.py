@@ -9,15 +9,14 @@ from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.layout import CARRIED_FOLDERS
 from surgery.disk import cannot_write
 from surgery.errors import PlanError
-from surgery.plan import Plan
+from surgery.plan import Plan, Step
 from surgery.shards import SHARD_SIZE, Layout, lay_out
+from surgery.slices import CHUNK, PART, grid
 from surgery.write import is_occupied, partial_folder
 
 SLACK = 16 << 20  # bytes for config, tokenizer, record and the file system's own
-CHUNK = (
-    1 << 20
-)  # bytes of a work item (measured with 8 threads: as fast as 4 MiB, a quarter of the memory)
 MEMORY = 1 << 30
+TEMPORARIES = 8  # vectors of a part that a function holds beside its inputs
 # What stands in a model's directory; a run with --force replaces nothing else.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".py", ".tiktoken")
 MODEL_NAMES = ("LICENSE", "NOTICE", "LICENCE", ".gitattributes")
@@ -173,9 +172,16 @@ def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
 
 def _most_sliced(plan: Plan) -> int:
     """Bytes that one worker holds for the widest step that is sliced."""
-    return max((_slice_bytes(len(s.inputs)) for s in plan.steps if s.elementwise), default=CHUNK)
+    return max((_slice_bytes(s) for s in plan.steps if s.is_sliced and s.inputs), default=CHUNK)
 
 
-def _slice_bytes(inputs: int) -> int:
-    """Bytes one worker holds for an elementwise slice: 512 Ki elements of each tensor, twice."""
-    return (inputs + 1) * (2 << 20) + (inputs + 2) * (2 << 20)
+def _slice_bytes(step: Step) -> int:
+    """Bytes one worker holds for a slice: what is read and written, and temporaries of parts."""
+    if step.is_copy:
+        return CHUNK
+    cut = grid(step)
+    stored = sum(-(-tensor.nbytes * cut.chunk // max(cut.total, 1)) for tensor in step.stored)
+    written = step.bytes_out * cut.chunk // max(cut.total, 1)
+    views = step.width * cut.chunk * len(step.inputs) * step.has_views
+    vectors = len(step.inputs) + TEMPORARIES
+    return stored + written + views + vectors * max(cut.part, PART) * step.width

@@ -79,7 +79,7 @@ def is_sealed(text: str) -> bool:
 def _input_record(plan: Plan, source: Checkpoint, digests: Digests) -> dict[str, Any]:
     used: dict[Path, dict[str, TensorInfo]] = {file: {} for file in source.files}
     for step in plan.steps:
-        for tensor in step.inputs:
+        for tensor in step.stored:
             if tensor.file in used:
                 used[tensor.file][tensor.name] = tensor
     files = {
@@ -103,7 +103,7 @@ def _file_digest(file: Path, tensors: Mapping[str, TensorInfo], digests: Digests
 
 
 def _versions(plan: Plan) -> dict[str, str]:
-    computed = any(step.fn is not None for step in plan.steps)
+    computed = any(not step.is_copy for step in plan.steps)
     names = ("torch",) if computed else ()
     return {
         "surgery": tool_version(),

@@ -93,8 +93,8 @@ def run(
         lines = partial.begin(f"{tool_version()} {fingerprint(plan, shard_size)}", fresh=fresh)
         try:
             finished = _still_sound(plan, partial, lines)
-            todo = [step for step in plan.steps if step.outputs[0][0] not in finished.outputs]
-            engine = Engine(todo, sources, partial, memory=memory)
+            kept = {n for n, s in enumerate(plan.steps) if s.outputs[0][0] in finished.outputs}
+            engine = Engine(plan.steps, sources, partial, memory=memory, finished=kept)
             made = engine.run(threads, progress)
             sources.check_unchanged()
             record = _complete(plan, partial, layout, _joined(finished, made))
@@ -107,11 +107,12 @@ def run(
                 raise
             remedy = "run the same command again to go on where it stopped"
             raise Interrupted(out, "interrupted; what is finished is kept", remedy) from stop
+    todo = [step for number, step in enumerate(plan.steps) if number not in kept]
     return Report(
         out=out,
         bytes_in=sum(step.bytes_in for step in todo),
         bytes_out=sum(step.bytes_out for step in todo),
-        reused=len(plan.steps) - len(todo),
+        reused=len(kept),
         seconds=perf_counter() - began,
         record=record,
     )

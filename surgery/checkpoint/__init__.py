@@ -14,6 +14,7 @@ from surgery.checkpoint.layout import (
     single_file,
 )
 from surgery.checkpoint.refs import resolve
+from surgery.checkpoint.view import View, make_view, read_rows, rows_of, stored_tensors
 from surgery.errors import CheckpointError
 
 __all__ = [
@@ -22,9 +23,14 @@ __all__ = [
     "Header",
     "Stamp",
     "TensorInfo",
+    "View",
+    "make_view",
     "open_checkpoint",
     "read_header",
+    "read_rows",
+    "rows_of",
     "stamp",
+    "stored_tensors",
 ]
 
 

@@ -1,0 +1,1 @@
+"""What several merge methods are built from: weights, selections, the stages of task vectors."""

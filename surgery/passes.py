@@ -1,0 +1,175 @@
+"""What a merge method of several passes asks for, and how any method becomes a step.
+
+A method that needs a figure of the whole tensor (a norm, a threshold) is a generator function:
+
+    @merge(source=...)
+    def slerp(base: Tensor, other: Tensor, *, t: float) -> Passes:
+        aa, ab, bb = yield total(lambda x: (dot(x.base, x.base), ...))
+        ...
+        return lambda x: ca * x.base + cb * x.models[0]
+
+Its tensor arguments are meta tensors: shapes without data. Each pass is a function of `Slices`.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from surgery.checkpoint import TensorInfo
+from surgery.method import Method, Place
+from surgery.plan import Part, Pass, Step, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Function = Callable[["Slices"], Any]
+Passes = Generator["Each", Any, Function]
+
+
+class Slices:
+    """The same part of every input: floats, flat or [rows, columns] by the method's `rows`."""
+
+    def __init__(
+        self, part: Part, base: "Tensor | None", models: Sequence["Tensor"], place: Place
+    ) -> None:
+        self.part = part
+        self._base = base
+        self.models = models
+        self._place = place
+
+    @property
+    def base(self) -> "Tensor":
+        """The base's slice."""
+        assert self._base is not None  # noqa: S101 - a method without a base must not ask
+        return self._base
+
+    @cached_property
+    def deltas(self) -> list["Tensor"]:
+        """The slices of the task vectors, model - base; fresh tensors, to be changed in place."""
+        return [model - self.base for model in self.models]
+
+    def bits(self, model: int) -> "np.ndarray[Any, np.dtype[np.uint32]]":
+        """Return 32 random bits per element, decided by seed, tensor name, model and part."""
+        import numpy as np
+
+        text = f"{self._place.seed}\0{self._place.name}\0{model}\0{self.part.index}"
+        key = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+        raw = np.random.SFC64(np.random.SeedSequence(key.tolist())).random_raw(
+            (self.part.count + 1) // 2
+        )
+        return raw.view(np.uint32)[: self.part.count]
+
+
+class Each:
+    """Ask a function of every part; the answer is the list of what it returns, in order.
+
+    Args:
+        sample: ask once, for elements picked evenly from the whole tensor.
+        group: ask all tensors of the merge, and combine their lists by `combine`; the answer is
+            then what that made, and the tensor's place among them.
+    """
+
+    def __init__(
+        self,
+        fn: Function,
+        *,
+        sample: bool = False,
+        group: str = "",
+        combine: Callable[[list[list[Any]]], Any] | None = None,
+    ) -> None:
+        self.fn, self.sample, self.group, self.combine = fn, sample, group, combine
+
+
+def total(fn: Callable[[Slices], Sequence[float]]) -> Generator[Each, Any, list[float]]:
+    """Ask for numbers of every part and return their sums, exactly rounded: `yield from total`."""
+    from math import fsum
+
+    found: list[Sequence[float]] = yield Each(fn)
+    return [fsum(column) for column in zip(*found, strict=True)]
+
+
+def dot(a: "Tensor", b: "Tensor") -> float:
+    """Return the dot product of two slices, in float64."""
+    import torch
+
+    return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
+
+
+def merge_step(
+    method: Method,
+    *,
+    name: str,
+    spec: TensorSpec,
+    base: TensorInfo | None,
+    models: Sequence[TensorInfo],
+    values: Mapping[str, Any],
+    place: Place,
+    groups: tuple[str, ...] = (),
+) -> Step:
+    """Return the step that merges one tensor.
+
+    Args:
+        base, models: equal shapes; views are welcome.
+        values: the parameters resolved for this tensor, by keyword; tuples for per-model ones.
+        groups: the groups the method's passes will ask for, as `group_names` tells.
+    """
+    inputs = (base, *models) if base is not None else tuple(models)
+    arguments = {**values, "place": place} if method.takes_place else dict(values)
+    fn: Callable[..., Any]
+    if method.kind == "passes":
+        fn = _generator(method, inputs, base is not None, arguments, place)
+    else:
+        fn = _plain(method, base is not None, arguments)
+    return Step(
+        outputs=((name, spec),),
+        inputs=inputs,
+        fn=fn,
+        elementwise=method.kind == "elementwise",
+        passes=method.kind == "passes",
+        rows=method.rows,
+        scratch=method.scratch * 8 * spec.numel if method.kind == "whole" else 0,
+        why=method.name,
+        key=repr((sorted(values.items()), place)),
+        groups=tuple(f"{place.group}{group}" for group in groups),
+    )
+
+
+def _plain(method: Method, has_base: bool, values: Mapping[str, Any]) -> Callable[..., Any]:
+    return lambda *tensors: method.call(tensors, has_base, values)
+
+
+def _generator(
+    method: Method,
+    inputs: Sequence[TensorInfo],
+    has_base: bool,
+    values: Mapping[str, Any],
+    place: Place,
+) -> Callable[[], Generator[Pass, Any, Callable[..., Any]]]:
+    def on_parts(fn: Function) -> Callable[..., Any]:
+        def call(part: Part, *tensors: "Tensor") -> Any:  # noqa: ANN401 - what fn finds
+            base, models = (tensors[0], tensors[1:]) if has_base else (None, tensors)
+            return fn(Slices(part, base, models, place))
+
+        return call
+
+    def run() -> Generator[Pass, Any, Callable[..., Any]]:
+        import torch
+
+        shapes = [torch.empty(tensor.shape, device="meta") for tensor in inputs]
+        passes: Passes = method.call(shapes, has_base, values)
+        answer = None
+        while True:
+            try:
+                each = passes.send(answer)
+            except StopIteration as stop:
+                return on_parts(stop.value)
+            answer = yield Pass(
+                fn=on_parts(each.fn),
+                sample=each.sample,
+                group=f"{place.group}{each.group}" if each.group else "",
+                combine=each.combine,
+            )
+
+    return run
