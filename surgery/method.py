@@ -183,6 +183,7 @@ class Method:
         scratch: vectors of the tensor's size that a whole-tensor method needs beside its inputs.
         source: where it was published.
         is_random: draws masks; the seed decides.
+        groups: tells from the values which groups its passes will ask for, in their order.
         check: raises RecipeError for values that are each in range, and together are not.
     """
 
@@ -200,6 +201,7 @@ class Method:
     source: str = ""
     is_random: bool = False
     takes_place: bool = False
+    groups: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
     check: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
@@ -239,6 +241,7 @@ def merge(
     ignored: Sequence[str] = (),
     scratch: int = 4,
     is_random: bool = False,
+    groups: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: (),
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Declare a merge method; see the module's docstring and `Method` for what is read off.
@@ -274,6 +277,7 @@ def merge(
             source=source,
             is_random=is_random,
             takes_place=any(a.name == "place" for a in keywords),
+            groups=groups,
             check=check,
         )
 

@@ -106,14 +106,12 @@ def merge_step(
     models: Sequence[TensorInfo],
     values: Mapping[str, Any],
     place: Place,
-    groups: tuple[str, ...] = (),
 ) -> Step:
     """Return the step that merges one tensor.
 
     Args:
         base, models: equal shapes; views are welcome.
         values: the parameters resolved for this tensor, by keyword; tuples for per-model ones.
-        groups: the groups the method's passes will ask for, as `group_names` tells.
     """
     inputs = (base, *models) if base is not None else tuple(models)
     arguments = {**values, "place": place} if method.takes_place else dict(values)
@@ -132,7 +130,7 @@ def merge_step(
         scratch=method.scratch * 8 * spec.numel if method.kind == "whole" else 0,
         why=method.name,
         key=repr((sorted(values.items()), place)),
-        groups=tuple(f"{place.group}{group}" for group in groups),
+        groups=tuple(f"{place.group}{group}" for group in method.groups(values)),
     )
 
 
