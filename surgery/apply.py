@@ -8,7 +8,7 @@ from surgery.errors import RecipeError
 from surgery.method import Method, Place
 from surgery.passes import Passes, Slices
 from surgery.plan import Part
-from surgery.slices import PART
+from surgery.slices import PART, part_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def _in_passes(
     has_base = bool(call.keywords["has_base"])
     shape, total = tensors[0].shape, tensors[0].numel()
     row = (total // max(shape[0], 1) if len(shape) > 1 else total) if rows else 1
-    step = max(size // max(row, 1), 1) * max(row, 1)
+    step = part_size(max(row, 1), size)
     flat = [t.reshape(-1, row) if rows else t.reshape(-1) for t in tensors]
 
     def slices(start: int, count: int) -> Slices:

@@ -89,7 +89,7 @@ def grid(step: Step) -> Grid:
     row = _row(step, shape, total)
     widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
     widths += [BITS[t.dtype] // 8 for t in step.inputs if not isinstance(t, View)]
-    part = _power_of_two(PART // row) * row if row < PART else row
+    part = part_size(row)
     chunk = max(CHUNK // max(widths) // part, 1) * part
     leaf = LEAF // min(widths)
     item = math.lcm(leaf, part) if row > 1 else max(leaf, chunk)
@@ -105,8 +105,9 @@ def _row(step: Step, shape: tuple[int, ...], total: int) -> int:
     return max(total, 1) if step.has_views else 1
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number.bit_length() - 1)
+def part_size(row: int, most: int = PART) -> int:
+    """Return how many elements a part has: rows by a power of two, so that items stay small."""
+    return (1 << ((most // row).bit_length() - 1)) * row if row < most else row
 
 
 def cut(number: int, step: Step) -> list[Item]:
