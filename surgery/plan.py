@@ -11,6 +11,8 @@ from typing import Any
 from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, stamp, stored_tensors
 from surgery.errors import PlanError
 
+# Files beside the weights that no plan gives the bytes of.
+MADE_BY_THE_RUN = ("config.json", "model.safetensors.index.json", "README.md", "surgery.json")
 # A function over float tensors; torch is not imported here, so its tensors are Any.
 Function = Callable[..., Any]
 
@@ -149,6 +151,8 @@ class Plan:
         order: output tensor names in the order they are laid out on disk.
         config: the new config.json; None for a bare .safetensors output.
         carried: files copied beside the weights, unchanged.
+        written: name to bytes of files made anew beside the weights; of a carried file of the same
+            name only these are taken.
         dropped: source tensors that reach no output, with the reason.
         facts: what later commands need to know (layer map, trainable layers), recorded.
         notes: what the user should know.
@@ -163,6 +167,7 @@ class Plan:
     order: tuple[str, ...]
     config: dict[str, Any] | None
     carried: tuple[Path, ...] = ()
+    written: Mapping[str, bytes] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -205,6 +210,7 @@ def check_plan(plan: Plan) -> Plan:
         raise PlanError(plan.operation, "the plan's layout does not name each output once")
     for step in plan.steps:
         _check_sizes(step)
+    _check_written(plan)
     used = {(t.file, t.name) for step in plan.steps for t in step.stored}
     for source in plan.sources:
         for name, tensor in source.tensors.items():
@@ -212,6 +218,14 @@ def check_plan(plan: Plan) -> Plan:
             if lost and name not in plan.dropped:
                 raise PlanError(source.ref, f"the plan loses the tensor {name!r}")
     return plan
+
+
+def _check_written(plan: Plan) -> None:
+    for name in plan.written:
+        if plan.bare:
+            raise PlanError(name, "a bare file has no other file beside it")
+        if name in MADE_BY_THE_RUN or name.endswith(".safetensors") or Path(name).name != name:
+            raise PlanError(name, "the plan may not write a file of this name")
 
 
 def _counts(names: list[str]) -> dict[str, int]:
@@ -252,6 +266,7 @@ def fingerprint(plan: Plan, shard_size: int) -> str:
             for s in plan.steps
         ],
         "carried": [[str(path), *stamp(path)] for path in plan.carried],
+        "written": {n: hashlib.sha256(data).hexdigest() for n, data in plan.written.items()},
         "config": plan.config,
         "shard_size": shard_size,
     }

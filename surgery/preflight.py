@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import Checkpoint, View
 from surgery.checkpoint.layout import CARRIED_FOLDERS
 from surgery.disk import cannot_write
 from surgery.errors import PlanError
@@ -62,6 +62,7 @@ def preflight(
     peak = peak_memory(plan, workers=threads, memory=memory)
     layout = lay_out(plan.outputs, shard_size=plan.bytes_out + 1 if plan.bare else shard_size)
     disk = layout.size + SLACK + sum(path.stat().st_size for path in plan.carried)
+    disk += sum(len(data) for data in plan.written.values())
     free = shutil.disk_usage(out.parent).free
     if disk > free + _already_there(out):
         fact = f"needs {disk / 1e9:.2f} GB of disk, but {free / 1e9:.2f} GB are free"
@@ -183,5 +184,6 @@ def _slice_bytes(step: Step) -> int:
     stored = sum(-(-tensor.nbytes * cut.chunk // max(cut.total, 1)) for tensor in step.stored)
     written = step.bytes_out * cut.chunk // max(cut.total, 1)
     views = step.width * cut.chunk * len(step.inputs) * step.has_views
+    views += sum(tensor.held for tensor in step.inputs if isinstance(tensor, View))
     vectors = len(step.inputs) + TEMPORARIES
     return stored + written + views + vectors * max(cut.part, PART) * step.width

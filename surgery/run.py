@@ -222,7 +222,10 @@ def _beside(plan: Plan, layout: Layout | None = None) -> Iterator[tuple[str, byt
         yield "model.safetensors.index.json", _pretty(index)
     yield "config.json", _pretty(plan.config)
     for path in plan.carried:
-        yield str(path.relative_to(plan.sources[0].root)), read_small_file(path)
+        name = str(path.relative_to(plan.sources[0].root))
+        if name not in plan.written:
+            yield name, read_small_file(path)
+    yield from plan.written.items()
     yield "README.md", model_card(plan).encode()
 
 
