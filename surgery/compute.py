@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from surgery.checkpoint import BITS, TensorInfo, View, read_rows, rows_of
+from surgery.checkpoint import BITS, TensorInfo, View, read_rows, row_shape, rows_of
 from surgery.digest import Leaves
 from surgery.errors import ResultError
 from surgery.plan import Part, Pass, Step, TensorSpec
@@ -88,7 +88,7 @@ class Reading:
         tensor = self.step.inputs[slot]
         if isinstance(tensor, View):
             read = stored_reader(self.sources)
-            row = self.grid.row
+            row = max(math.prod(row_shape(tensor.shape)), 1)
             rows: torch.Tensor = read_rows(read, tensor, start // row, count // row)
             return rows.reshape(-1)
         width = BITS[tensor.dtype] // 8
@@ -109,7 +109,7 @@ def stored_reader(sources: Sources) -> Callable[[TensorInfo, int, int], "torch.T
         row = tensor.nbytes // max(rows_of(tensor), 1)
         data = bytearray(row * count)
         sources.read(tensor, start * row, memoryview(data))
-        shape = (count, *tensor.shape[1:]) if tensor.shape else (1,)
+        shape = (count, *row_shape(tensor.shape)) if tensor.shape else (1,)
         return stored_tensor(data, tensor.dtype, shape)
 
     return read

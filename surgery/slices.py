@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, stamp
+from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, row_shape, stamp
 from surgery.digest import LEAF
 from surgery.errors import StepError
 from surgery.plan import Part, Step
@@ -20,6 +20,7 @@ CHUNK = (
 # Elements that a function is given at once: its temporaries stay in the core's own cache
 # (measured: at 128 Ki a float64 dot product takes 14 times as long).
 PART = 64 << 10
+COMPUTED = 256 << 10  # bytes read at once of each tensor that is computed with
 SAMPLE = 128  # blocks of a sample
 BLOCK = 512  # elements of each, or one row
 
@@ -90,7 +91,7 @@ def grid(step: Step) -> Grid:
     widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
     widths += [BITS[t.dtype] // 8 for t in step.inputs if not isinstance(t, View)]
     part = part_size(row)
-    chunk = max(CHUNK // max(widths) // part, 1) * part
+    chunk = max(COMPUTED // max(widths) // part, 1) * part
     leaf = LEAF // min(widths)
     item = math.lcm(leaf, part) if row > 1 else max(leaf, chunk)
     return Grid(total, row, part, chunk, -(-chunk // item) * item)
@@ -100,9 +101,7 @@ def _row(step: Step, shape: tuple[int, ...], total: int) -> int:
     """Elements that must stay together: rows of a matrix, and what views are made by."""
     if step.rows:
         return max(total // shape[0], 1) if len(shape) > 1 and shape[0] else max(total, 1)
-    if step.has_views and shape and shape[0]:
-        return max(total // shape[0], 1)
-    return max(total, 1) if step.has_views else 1
+    return max(math.prod(row_shape(shape)), 1) if step.has_views else 1
 
 
 def part_size(row: int, most: int = PART) -> int:
@@ -151,7 +150,7 @@ class Scratch:
         """Return `size` bytes; what the slot held before is overwritten."""
         held = self._buffers.get(slot)
         if held is None or len(held) < size:
-            held = self._buffers[slot] = mmap.mmap(-1, max(size, CHUNK))
+            held = self._buffers[slot] = mmap.mmap(-1, size)
         return memoryview(held)[:size]
 
 

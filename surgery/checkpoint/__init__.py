@@ -14,7 +14,14 @@ from surgery.checkpoint.layout import (
     single_file,
 )
 from surgery.checkpoint.refs import resolve
-from surgery.checkpoint.view import View, make_view, read_rows, rows_of, stored_tensors
+from surgery.checkpoint.view import (
+    View,
+    make_view,
+    read_rows,
+    row_shape,
+    rows_of,
+    stored_tensors,
+)
 from surgery.errors import CheckpointError
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "open_checkpoint",
     "read_header",
     "read_rows",
+    "row_shape",
     "rows_of",
     "stamp",
     "stored_tensors",
