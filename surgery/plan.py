@@ -274,6 +274,20 @@ def fingerprint(plan: Plan, shard_size: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def identity(plan: Plan) -> str:
+    """Return a digest of what the steps do, whatever the inputs hold and wherever they lie."""
+    sources = {file: n for n, source in enumerate(plan.sources) for file in source.files}
+    told = [
+        [
+            *(s.why, s.key, [[t.dtype, t.shape, told_input(t)] for t in s.inputs]),
+            [sources.get(t.file, t.file.name) for t in s.stored],
+            [[name, spec.dtype, spec.shape] for name, spec in s.outputs],
+        ]
+        for s in plan.steps
+    ]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+
 def told_input(tensor: TensorInfo) -> object:
     """Return what identifies an input of a step beside its file."""
     if not isinstance(tensor, View):

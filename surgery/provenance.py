@@ -12,7 +12,7 @@ from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.checkpoint.jsonfile import read_json_object, read_small_file
 from surgery.digest import ALGORITHM, PLACEHOLDER, Digests, combine
 from surgery.errors import CheckpointError
-from surgery.plan import Plan
+from surgery.plan import Plan, identity
 
 RECORD = "surgery.json"
 KEY = "surgery"  # where a bare file's record lies in the header's own metadata
@@ -43,6 +43,7 @@ def make_record(
         "inputs": [_input_record(plan, source, digests) for source in plan.sources],
         "facts": dict(plan.facts),
         "dropped": dict(plan.dropped),
+        "steps": identity(plan),
         "digest": ALGORITHM,
         "outputs": {name: digests.outputs.get(name, PLACEHOLDER) for name in plan.order},
         "shard_size": shard_size,

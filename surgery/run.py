@@ -40,6 +40,7 @@ class Report:
         reused: steps that an interrupted run had finished.
         seconds: wall time, everything on disk included.
         record: what went into `surgery.json`.
+        digests: of every tensor read and written, those of resumed steps too.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Report:
     reused: int
     seconds: float
     record: Mapping[str, Any]
+    digests: Digests
 
 
 def run(
@@ -95,9 +97,9 @@ def run(
             finished = _still_sound(plan, partial, lines)
             kept = {n for n, s in enumerate(plan.steps) if s.outputs[0][0] in finished.outputs}
             engine = Engine(plan.steps, sources, partial, memory=memory, finished=kept)
-            made = engine.run(threads, progress)
+            digests = _joined(finished, engine.run(threads, progress))
             sources.check_unchanged()
-            record = _complete(plan, partial, layout, _joined(finished, made))
+            record = _complete(plan, partial, layout, digests)
             partial.publish(replace=force)
         except ResultError:
             partial.abandon()
@@ -115,6 +117,7 @@ def run(
         reused=len(kept),
         seconds=perf_counter() - began,
         record=record,
+        digests=digests,
     )
 
 
@@ -134,6 +137,17 @@ def dry_digests(
         sources.check_unchanged()
     files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan)}
     return make_record(plan, digests, files=files)
+
+
+def planned_record(plan: Plan, *, shard_size: int = SHARD_SIZE) -> Mapping[str, Any]:
+    """Return the record that a run would leave, with placeholders where only a run can tell."""
+    layout = _layout(plan, shard_size)
+    text = sealed(make_record(plan, Digests(), headers=_no_headers(plan)))
+    own = text if plan.bare else None
+    headers = {shard.name: header_digest(shard.header, own) for shard in layout.shards}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan, layout)}
+    size = None if plan.bare else shard_size
+    return make_record(plan, Digests(), headers=headers, files=files, shard_size=size)
 
 
 def _layout(plan: Plan, shard_size: int) -> Layout:
