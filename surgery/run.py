@@ -88,7 +88,7 @@ def run(
     threads = fitting_workers(plan, workers=workers, memory=memory)
     preflight(plan, out, force=force, memory=memory, workers=threads, shard_size=shard_size)
     allow_many_files()
-    layout = _layout(plan, shard_size)
+    layout = layout_of(plan, shard_size)
     opened = (plan.reader or Sources)(plan.sources)
     with opened as sources, Partial(out, layout, bare=plan.bare) as partial:
         check_output(plan, out, force=force)  # again, now that nobody else can write there
@@ -135,22 +135,30 @@ def dry_digests(
         threads = fitting_workers(plan, workers=workers, memory=memory)
         digests = engine.run(threads, progress)
         sources.check_unchanged()
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan)}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in beside(plan)}
     return make_record(plan, digests, files=files)
 
 
-def planned_record(plan: Plan, *, shard_size: int = SHARD_SIZE) -> Mapping[str, Any]:
-    """Return the record that a run would leave, with placeholders where only a run can tell."""
-    layout = _layout(plan, shard_size)
+def planned_record(
+    plan: Plan, *, shard_size: int = SHARD_SIZE, inputs: Mapping[str, str] | None = None
+) -> Mapping[str, Any]:
+    """Return the record that a run would leave, with placeholders where only a run can tell.
+
+    Args:
+        inputs: digests of what is read, `file:tensor` as `Digests` names it, where known.
+    """
+    layout = layout_of(plan, shard_size)
     text = sealed(make_record(plan, Digests(), headers=_no_headers(plan)))
     own = text if plan.bare else None
     headers = {shard.name: header_digest(shard.header, own) for shard in layout.shards}
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in _beside(plan, layout)}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in beside(plan, layout)}
     size = None if plan.bare else shard_size
-    return make_record(plan, Digests(), headers=headers, files=files, shard_size=size)
+    digests = Digests(inputs=dict(inputs or {}))
+    return make_record(plan, digests, headers=headers, files=files, shard_size=size)
 
 
-def _layout(plan: Plan, shard_size: int) -> Layout:
+def layout_of(plan: Plan, shard_size: int) -> Layout:
+    """Return where every tensor of the output goes."""
     if not plan.bare:
         return lay_out(plan.outputs, shard_size=shard_size)
     record = make_record(plan, Digests(), headers=_no_headers(plan))
@@ -197,7 +205,7 @@ def _complete(plan: Plan, partial: Partial, layout: Layout, digests: Digests) ->
     if plan.bare:
         return _complete_bare(plan, partial, layout, digests)
     files: dict[str, str] = {}
-    for name, data in _beside(plan, layout):
+    for name, data in beside(plan, layout):
         partial.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
     headers = {shard.name: header_digest(shard.header) for shard in layout.shards}
@@ -227,7 +235,7 @@ def _parsed(text: str) -> Mapping[str, Any]:
     return found
 
 
-def _beside(plan: Plan, layout: Layout | None = None) -> Iterator[tuple[str, bytes]]:
+def beside(plan: Plan, layout: Layout | None = None) -> Iterator[tuple[str, bytes]]:
     """Yield the files that stand beside the shards, one in memory at a time."""
     if plan.bare:
         return
