@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from surgery.checkpoint import BITS, TensorInfo, View
-from surgery.digest import LEAF, Digests, Leaves, combine, leaf_digests
+from surgery.digest import LEAF, Digests, Leaves, checksums, combine, leaf_digests
 from surgery.plan import Pass, Step
 from surgery.slices import Item, Scratch, Sources, cut, grid, last_items, pieces
 
@@ -108,6 +108,7 @@ class Engine:
         for item in self._items:
             self._pending[item.step].items += 1
         self._groups = {g: [n for n in todo if g in steps[n].groups] for g in groups}
+        self._copied = {_key(t) for step in steps if step.is_copy for t in step.inputs}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._more = threading.Condition(self._lock)
@@ -177,10 +178,20 @@ class Engine:
             item = self._items.popleft()
             self._busy += 1
             ahead = self._items[AHEAD] if len(self._items) > AHEAD else None
-        if ahead and ahead.phase == "copy":
-            for tensor in self.steps[ahead.step].inputs:
-                self.sources.prefetch(tensor, ahead.start, ahead.count)
+        if ahead:
+            self._prefetch(ahead)
         return item
+
+    def _prefetch(self, item: Item) -> None:
+        """Ask for what an item will read, where that is known."""
+        for tensor in self.steps[item.step].inputs:
+            if item.phase == "copy":
+                self.sources.prefetch(tensor, item.start, item.count)
+            elif item.phase in {"map", "pass"} and not isinstance(tensor, View):
+                width = BITS[tensor.dtype] // 8
+                self.sources.prefetch(tensor, item.start * width, item.count * width)
+            elif item.phase == "open" and not isinstance(tensor, View):
+                self.sources.prefetch(tensor, 0, tensor.nbytes)
 
     def _do(self, item: Item, scratch: Scratch) -> None:
         step = self.steps[item.step]
@@ -214,7 +225,7 @@ class Engine:
     def _digest(self, tensor: TensorInfo, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
         view = scratch.take(0, item.count)
         self.sources.read(tensor, item.start, view)
-        return {_key(tensor): leaf_digests(view)}
+        return {_key(tensor): checksums(view)}
 
     def _ask(self, step: Step, item: Item, scratch: Scratch) -> None:
         from surgery.compute import Reading, ask, use_one_thread
@@ -241,7 +252,7 @@ class Engine:
             scratch.take(slot, room * width)
             for slot, width in enumerate(widths, start=len(step.inputs))
         ]
-        hashed = [Leaves() for _ in widths]
+        hashed = [Leaves(leaf_digests) for _ in widths]
         fn = self._pending[item.step].last or _flat(step.fn)
         parts = reading.parts(item.start, item.count)
         for start, count in write_parts(fn, parts, step.outputs, buffers):
@@ -259,7 +270,7 @@ class Engine:
         from surgery.compute import compute_whole
 
         plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
-        hashed = {slot: Leaves() for slot in plain}
+        hashed = {slot: Leaves(checksums) for slot in plain}
         results = compute_whole(step, self.sources, hashed)
         leaves = {_key(step.inputs[slot]): found.end() for slot, found in hashed.items()}
         for view, name in results:
@@ -292,10 +303,15 @@ class Engine:
             pending = self._pending.pop(number)
             line = {
                 "outputs": {name: pending.digest(name) for name, _ in step.outputs},
-                "inputs": {_key(t): pending.digest(_key(t)) for t in step.stored},
+                "inputs": {k: pending.digest(k) for k in self._identified(step)},
             }
             self.digests.add(line)
         self.target.finish(line)
+
+    def _identified(self, step: Step) -> list[str]:
+        """Name the inputs that this step identifies: what is copied somewhere, the copy does."""
+        keys = [_key(tensor) for tensor in step.stored]
+        return [key for key in keys if step.is_copy or key not in self._copied]
 
     def _advance(self, number: int, answer: Any) -> None:  # noqa: ANN401 - what the pass found
         """Give a generator the answer to its request, and schedule what it asks for next."""

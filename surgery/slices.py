@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, row_shape, stamp
 from surgery.digest import LEAF
@@ -145,6 +145,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[int, mmap.mmap] = {}
+        self.floats: dict[tuple[int, Any], Any] = {}  # what `surgery.compute` widens into
 
     def take(self, slot: int, size: int) -> memoryview:
         """Return `size` bytes; what the slot held before is overwritten."""
