@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from cli import render
-from growth.layerrules import told_layers
 from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.layers.rules import told_layers
 from surgery.survey import Survey, survey
 
 SHOWN_FILES = 8

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from growth.layerconfig import layer_facts, remap_config
-from growth.refusals import WRITE_OUT
-from surgery.anatomy import Anatomy, Stack, anatomy
+from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, RecipeError
+from surgery.layers.config import remap_config
+from surgery.layers.kinds import check_kinds
 from surgery.plan import Function, Plan, Step, TensorSpec, check_plan
 
 NUMBER = re.compile(r"[0-9]{1,5}")  # no model has more layers, and a slip would fill the memory
@@ -62,7 +62,7 @@ def change_depth(
     placed = list(_placed(base, parts, sources))
     config = base.config and remap_config(dict(base.config), parts, depth.sources)
     if depth.sources != tuple(range(parts.layers)):
-        _check_kinds(base, parts)
+        check_kinds(base, parts)
     dropped = [n for n in range(parts.layers) if n not in depth.sources]
     return check_plan(
         Plan(
@@ -91,49 +91,6 @@ def check_layers(sources: Sequence[int], layers: int) -> None:
     if beyond is not None:
         fact = f"names layer {beyond}, but the model has layers 0 to {layers - 1}"
         raise RecipeError("the layer map", fact, "layers count from 0, ranges include both ends")
-
-
-def _check_kinds(base: Checkpoint, parts: Anatomy) -> None:
-    """Make sure that layers are whole, and that the config tells apart those built differently.
-
-    Where they are not, the architecture does it by number, and a moved layer would be taken for
-    what it is not: its tensors would be missing, or left over.
-
-    Raises:
-        PlanError: a layer is spread over several series, or two layers differ and the config
-            says the same of both.
-    """
-    beside = [s.prefix for s in parts.other_stacks if _is_beside(s, parts)]
-    if beside:
-        fact = f"spreads each layer over several series ({parts.stack.prefix}, {beside[0]}, ...)"
-        raise PlanError(base.name, fact, "such an architecture is not supported")
-    if base.config is None:
-        return
-    packed = base.config.get("quantization_config") is not None
-    first: dict[tuple[str, ...], tuple[int, frozenset[Any]]] = {}
-    for layer, told in enumerate(layer_facts(dict(base.config), parts)):
-        built = _build(base, parts, layer, packed=packed)
-        other, expected = first.setdefault(told, (layer, built))
-        if built != expected:
-            name = min(str(rest) for rest, *_ in built ^ expected)
-            fact = f"layers {other} and {layer} differ ({name}), and the config does not say why"
-            remedy = f"where transformers knows {parts.family}, " + WRITE_OUT
-            raise PlanError(base.name, fact, remedy)
-
-
-def _is_beside(other: Stack, parts: Anatomy) -> bool:
-    """Whether another series stands beside the layers, as long as they are (XLM)."""
-    same = other.prefix.rpartition(".")[0] == parts.stack.prefix.rpartition(".")[0]
-    return same and len(other.layers) == len(parts.stack.layers)
-
-
-def _build(base: Checkpoint, parts: Anatomy, layer: int, *, packed: bool) -> frozenset[Any]:
-    """Return what a layer is made of; a quantised model's layers may be packed in several ways."""
-    names = parts.stack.layers[layer]
-    if packed:
-        return frozenset((rest.rpartition(".")[0],) for rest in names)
-    tensors = ((rest, base.tensors[parts.stack.name(layer, rest)]) for rest in names)
-    return frozenset((rest, tensor.shape) for rest, tensor in tensors)
 
 
 def _placed(

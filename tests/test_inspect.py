@@ -71,7 +71,7 @@ def test_every_structure_prints(name, structure, capsys):
 
 @pytest.mark.parametrize(("name", "expected"), PATTERNS.items())
 def test_layers_are_told_by_kind_and_number(name, expected, structure):
-    from growth.layerrules import told_layers
+    from surgery.layers.rules import told_layers
 
     assert survey(open_checkpoint(structure(name)), kinds=told_layers).layers.pattern == expected
 

@@ -19,10 +19,10 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from growth import layerkeys
-from growth.layerrules import RULES
 from growth.stack import stack
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, SurgeryError
+from surgery.layers.rules import RULES
 
 N = 8
 CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growth.families import (
+from surgery.anatomy import Anatomy, dig
+from surgery.layers.families import (
     DENSE_FIRST,
     FIRST_IS_OWN,
     FULL,
@@ -16,8 +17,7 @@ from growth.families import (
     Late,
     family_of,
 )
-from growth.layerkeys import OVERRIDDEN
-from surgery.anatomy import Anatomy, dig
+from surgery.layers.keys import OVERRIDDEN
 
 Config = dict[str, Any]
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
-from growth.layerkeys import COUNTS, MAYBE_PER_LAYER, NOT_LAYERS, NUMBERS, PER_LAYER
-from growth.layernames import rename_modules
-from growth.layerrules import RULES, Config, Rule
-from growth.refusals import refuse_first, refuse_place, refuse_unknown
 from surgery.anatomy import LAYER_KEYS, Anatomy, dig, predictors
 from surgery.errors import PlanError
+from surgery.layers.keys import COUNTS, MAYBE_PER_LAYER, NOT_LAYERS, NUMBERS, PER_LAYER
+from surgery.layers.names import rename_modules
+from surgery.layers.refusals import refuse_first, refuse_place, refuse_unknown
+from surgery.layers.rules import RULES, Config, Rule
 
 MINICPM_SCALE = 1.0  # scale_depth where the config does not say
 

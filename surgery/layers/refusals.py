@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from growth.families import (
+from surgery.errors import PlanError
+from surgery.layers.families import (
     DEPTH_MATHS,
     FIRST_IS_OWN,
     FULL,
@@ -12,7 +13,7 @@ from growth.families import (
     UNLISTED,
     family_of,
 )
-from growth.layerkeys import (
+from surgery.layers.keys import (
     ASSUMED,
     HARMLESS,
     NUMBERS,
@@ -22,8 +23,7 @@ from growth.layerkeys import (
     SUSPICIOUS,
     SWITCHES,
 )
-from growth.layerrules import RULES
-from surgery.errors import PlanError
+from surgery.layers.rules import RULES
 
 Config = dict[str, Any]
 WRITE_OUT = (

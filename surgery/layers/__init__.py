@@ -1,0 +1,1 @@
+"""What a config says of each layer, and how that moves when layers do."""
