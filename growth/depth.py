@@ -132,7 +132,14 @@ def _scaled(name: str, tensor: TensorInfo, spec: TensorSpec, factor: float) -> S
         raise PlanError(name, fact, "dequantise the checkpoint first")
     fn: Function = partial(_multiply, factor=factor)
     why = f"scale by {factor:g}"
-    return Step(inputs=(tensor,), outputs=((name, spec),), fn=fn, elementwise=True, why=why)
+    return Step(
+        inputs=(tensor,),
+        outputs=((name, spec),),
+        fn=fn,
+        elementwise=True,
+        plain=True,
+        why=why,
+    )
 
 
 def _multiply(x: Any, *, factor: float) -> Any:  # noqa: ANN401 - a tensor; torch is not imported

@@ -7,7 +7,7 @@ from merges.stages.weights import check_shares, shares
 from surgery.method import Param, PerModel, Tensor, merge
 
 
-@merge(source="https://arxiv.org/abs/2203.05482", elementwise=True, check=check_shares)
+@merge(source="https://arxiv.org/abs/2203.05482", elementwise=True, plain=True, check=check_shares)
 def linear(
     models: Sequence[Tensor],
     *,
@@ -25,10 +25,8 @@ def linear(
 
     Source: "Model soups", arXiv 2203.05482, section 2.
     """
-    import torch
-
     first, *others = shares(weight, normalize=normalize)
     result = models[0] * first
     for model, share in zip(models[1:], others, strict=True):
-        result = torch.add(result, model, alpha=share)
+        result = result + model * share
     return result

@@ -1,13 +1,13 @@
 """Merge tensors in memory, by any method: for notebooks, and for what holds its tensors anyway."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import RecipeError
 from surgery.method import Method, Place
 from surgery.passes import Passes, Slices
-from surgery.plan import Part
+from surgery.plan import Part, Tell
 from surgery.slices import PART, part_size
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def apply(
         raise RecipeError(method.name, fact)
     tensors = [_floats(t) for t in ([base] if base is not None else []) + list(models)]
     if method.kind != "passes":
-        result: Tensor = method.call(tensors, base is not None, values)
-        return result
+        result = method.call(tensors, base is not None, values)
+        return _joined(result, tensors[0]) if method.holds else result
     call = partial(method.call, has_base=base is not None, values=values)
-    return _in_passes(call, tensors, place, rows=method.rows, size=part)
+    return _in_passes(call, tensors, place, rows=method.whole_rows(values), size=part)
 
 
 def resolve(method: Method, parameters: dict[str, Any], models: int) -> dict[str, Any]:
@@ -79,6 +79,13 @@ def resolve(method: Method, parameters: dict[str, Any], models: int) -> dict[str
     if method.check:
         method.check(values)
     return values
+
+
+def _joined(pieces: Iterator["Tensor"], like: "Tensor") -> "Tensor":
+    import torch
+
+    flat = [like.new_empty(0), *(piece.reshape(-1) for piece in pieces)]
+    return torch.cat(flat).view(like.shape)
 
 
 def _floats(tensor: "Tensor") -> "Tensor":
@@ -115,5 +122,10 @@ def _in_passes(
         except StopIteration as stop:
             done = [stop.value(slices(*at)).reshape(-1) for at in places]
             return torch.cat(done).view(shape) if done else tensors[0].clone()
+        if isinstance(each, Tell):
+            answer = None
+            continue
         found = [each.fn(slices(*at)) for at in ([(0, total)] if each.sample else places)]
+        if each.fold and found:
+            found = [reduce(each.fold, found)]
         answer = (each.combine([found]), 0) if each.combine else found

@@ -47,16 +47,22 @@ class Reading:
     """Reads a step's inputs chunk by chunk, as one thread does.
 
     Attributes:
-        leaves: per plain input the digests of what was read; None where they are not wanted.
+        leaves: per stored input the checksums of what was read, where it is to be identified.
     """
 
     def __init__(
-        self, step: Step, grid: Grid, sources: Sources, scratch: Scratch, *, digest: bool
+        self,
+        step: Step,
+        grid: Grid,
+        sources: Sources,
+        scratch: Scratch,
+        *,
+        identify: bool = True,
     ) -> None:
         self.step, self.grid = step, grid
         self.sources, self.scratch = sources, scratch
         plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
-        self.leaves = {n: Leaves(checksums) for n in plain} if digest else {}
+        self.leaves = {n: Leaves(checksums) for n in plain} if identify else {}
 
     def parts(self, start: int, count: int) -> "Parts":
         """Yield every part of `count` elements from `start`, with the inputs' floats in it."""
@@ -156,7 +162,7 @@ def write_parts(
         start = part.start if filled == 0 else start
         results = _as_tuple(fn(part, *inputs))
         for target, result, (name, _) in zip(targets, results, outputs, strict=True):
-            _store(target[filled : filled + part.count], result.reshape(-1), name)
+            store(target[filled : filled + part.count], result.reshape(-1), name)
         filled += part.count
         if filled == room:
             yield start, filled
@@ -198,7 +204,7 @@ def _finished(result: "torch.Tensor", name: str, spec: TensorSpec) -> tuple[memo
     if tuple(result.shape) != spec.shape:
         raise ResultError(name, f"came out as {tuple(result.shape)}, planned was {spec.shape}")
     data = memoryview(bytearray(spec.nbytes))
-    _store(as_tensor(data, spec.dtype), result.reshape(-1), name)
+    store(as_tensor(data, spec.dtype), result.reshape(-1), name)
     return data, name
 
 
@@ -222,7 +228,12 @@ def _as_tuple(result: object) -> tuple["torch.Tensor", ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _store(target: "torch.Tensor", result: "torch.Tensor", name: str) -> None:
+def store(target: "torch.Tensor", result: "torch.Tensor", name: str) -> None:
+    """Round a result into its place.
+
+    Raises:
+        ResultError: it is not finite.
+    """
     import torch
 
     target.copy_(result)

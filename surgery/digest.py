@@ -36,15 +36,21 @@ def combine(leaves: Iterable[bytes]) -> str:
 
 @dataclass(slots=True)
 class Digests:
-    """Digests by tensor name: outputs, and inputs as `file name:tensor name`."""
+    """Digests by tensor name: outputs, and inputs as `file name:tensor name`.
+
+    Attributes:
+        told: by output the figures that its step told.
+    """
 
     outputs: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    told: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take the digests of a finished step."""
         self.outputs.update(line["outputs"])
         self.inputs.update(line["inputs"])
+        self.told.update(line.get("told", {}))
 
 
 class Leaves:

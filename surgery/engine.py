@@ -5,11 +5,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Protocol
 
 from surgery.checkpoint import BITS, TensorInfo, View
 from surgery.digest import LEAF, Digests, Leaves, checksums, combine, leaf_digests
-from surgery.plan import Pass, Step
+from surgery.plan import Pass, Step, Tell
 from surgery.slices import Item, Scratch, Sources, cut, grid, last_items, pieces
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -52,16 +53,21 @@ class _Pending:
         items: unfinished items of what is being done.
         leaves: digests so far, by tensor and start.
         passes, request: the running generator, and what it asked for last.
-        found: what the parts of the request gave, by start.
+        found: what the parts of the request gave, by start, with how many elements they have.
+        folded, reached: what the request folds into one, and of how many elements.
+        told: figures for the record.
         last: the function of the last reading.
         parked: waits for the other steps of its group.
     """
 
     items: int
     leaves: dict[str, dict[int, list[bytes]]] = field(default_factory=lambda: defaultdict(dict))
-    passes: Generator[Pass, Any, Callable[..., Any]] | None = None
+    passes: Generator[Pass | Tell, Any, Callable[..., Any]] | None = None
     request: Pass | None = None
-    found: dict[int, list[Any]] = field(default_factory=dict)
+    found: dict[int, tuple[int, list[Any]]] = field(default_factory=dict)
+    folded: list[Any] = field(default_factory=list)
+    reached: int = 0
+    told: dict[str, float] = field(default_factory=dict)
     last: Callable[..., Any] | None = None
     parked: bool = False
 
@@ -69,10 +75,31 @@ class _Pending:
         found = self.leaves.get(key, {})
         return combine(leaf for start in sorted(found) for leaf in found[start])
 
+    def add_found(self, item: Item, found: list[Any]) -> None:
+        """Keep what an item found; fold what follows on what is folded already."""
+        self.found[item.start] = (item.count, found)
+        fold = self.request.fold if self.request else None
+        while fold and self.reached in self.found:
+            count, parts = self.found.pop(self.reached)
+            self.reached += count
+            for part in parts:
+                self.folded = [fold(*self.folded, part)] if self.folded else [part]
+
     def take_found(self) -> list[Any]:
-        found = [one for start in sorted(self.found) for one in self.found[start]]
-        self.found = {}
+        found = [one for start in sorted(self.found) for one in self.found[start][1]]
+        found = self.folded + found
+        self.found, self.folded, self.reached = {}, [], 0
         return found
+
+    def ask_next(self, answer: Any, step: Step) -> None:  # noqa: ANN401 - what the pass found
+        """Give the generator its answer, and take what it tells and what it asks for next."""
+        assert self.passes is not None  # noqa: S101 - told by the caller
+        asked = self.passes.send(answer)
+        while isinstance(asked, Tell):
+            assert asked.figures.keys() <= set(step.tells), "untold figures"  # noqa: S101
+            self.told.update(asked.figures)
+            asked = self.passes.send(None)
+        self.request = asked
 
 
 class Engine:
@@ -206,7 +233,7 @@ class Engine:
             leaves = self._map(step, item, scratch)
         elif item.phase == "whole":
             with self._budget.hold(step.whole_bytes):
-                leaves = self._whole(step)
+                leaves = self._stream(step) if step.streamed else self._whole(step)
         elif item.phase == "open":
             assert step.fn is not None  # noqa: S101 - a step of passes has one
             self._pending[item.step].passes = step.fn()
@@ -233,20 +260,18 @@ class Engine:
         use_one_thread()
         pending = self._pending[item.step]
         assert pending.request is not None  # noqa: S101 - what the item was made for
-        reading = Reading(step, grid(step), self.sources, scratch, digest=False)
+        reading = Reading(step, grid(step), self.sources, scratch, identify=False)
         sampled = item.phase == "sample"
         parts = reading.sample() if sampled else reading.parts(item.start, item.count)
         found = ask(pending.request, parts)
         with self._lock:
-            pending.found[item.start] = found
+            pending.add_found(item, found)
 
     def _map(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
-        from surgery.compute import Reading, use_one_thread, write_parts
-
-        use_one_thread()
         places = grid(step)
         widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
-        reading = Reading(step, places, self.sources, scratch, digest=True)
+        backend = _backend(step)
+        reading = backend.Reading(step, places, self.sources, scratch)
         room = min(places.chunk, item.count)
         buffers = [
             scratch.take(slot, room * width)
@@ -255,7 +280,7 @@ class Engine:
         hashed = [Leaves(leaf_digests) for _ in widths]
         fn = self._pending[item.step].last or _flat(step.fn)
         parts = reading.parts(item.start, item.count)
-        for start, count in write_parts(fn, parts, step.outputs, buffers):
+        for start, count in backend.write_parts(fn, parts, step.outputs, buffers):
             for (name, _), view, width, leaves in zip(
                 step.outputs, buffers, widths, hashed, strict=True
             ):
@@ -279,6 +304,19 @@ class Engine:
                 self.target.write(name, start, view[start : start + count])
         return leaves
 
+    def _stream(self, step: Step) -> dict[str, list[bytes]]:
+        from surgery.stored import stream
+
+        plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
+        hashed = {slot: Leaves(checksums) for slot in plain}
+        ((name, _),), at, leaves = step.outputs, 0, Leaves(leaf_digests)
+        for view in stream(step, self.sources, hashed):
+            self.target.write(name, at, view)
+            leaves.feed(view)
+            at += len(view)
+        found = {_key(step.inputs[slot]): each.end() for slot, each in hashed.items()}
+        return {**found, name: leaves.end()}
+
     def _account(self, item: Item, step: Step, leaves: Mapping[str, list[bytes]]) -> None:
         pending = self._pending[item.step]
         with self._lock:
@@ -301,10 +339,12 @@ class Engine:
     def _finish(self, number: int, step: Step) -> None:
         with self._lock:
             pending = self._pending.pop(number)
-            line = {
+            line: dict[str, Any] = {
                 "outputs": {name: pending.digest(name) for name, _ in step.outputs},
                 "inputs": {k: pending.digest(k) for k in self._identified(step)},
             }
+            if pending.told:
+                line["told"] = {name: pending.told for name, _ in step.outputs}
             self.digests.add(line)
         self.target.finish(line)
 
@@ -316,9 +356,8 @@ class Engine:
     def _advance(self, number: int, answer: Any) -> None:  # noqa: ANN401 - what the pass found
         """Give a generator the answer to its request, and schedule what it asks for next."""
         pending, step = self._pending[number], self.steps[number]
-        assert pending.passes is not None  # noqa: S101 - told by the caller
         try:
-            pending.request = pending.passes.send(answer)
+            pending.ask_next(answer, step)
         except StopIteration as stop:
             pending.last, pending.passes, pending.request = stop.value, None, None
             if number in self._finished:
@@ -349,6 +388,18 @@ class Engine:
         combined = request.combine([one.take_found() for one in waiting])
         for place, member in enumerate(members):
             self._advance(member, (combined, place))
+
+
+def _backend(step: Step) -> ModuleType:
+    """Return what computes a step: numpy where it is enough, so that torch is not loaded."""
+    from surgery import arrays
+
+    if arrays.can_compute(step):
+        return arrays
+    from surgery import compute
+
+    compute.use_one_thread()
+    return compute
 
 
 def _asks(pending: _Pending, group: str) -> bool:

@@ -175,22 +175,27 @@ class Method:
     Attributes:
         fn: the function; a generator function for `passes`.
         kind: how the engine may call it: on slices of any size, in passes, on whole tensors.
-        rows: slices are whole rows.
+        rows: slices are whole rows, always or by the values.
+        plain: uses operators only, so that numpy arrays do as well as tensors.
         base: whether it takes a base: "required", "optional" or "none".
         least, most: how many models it takes beside the base; None for any number.
         inputs: names of the tensor arguments.
         ignored: parameters that the peer accepts here and that change nothing.
         scratch: vectors of the tensor's size that a whole-tensor method needs beside its inputs.
+        holds: of a method whose tensors are read when they are indexed: bytes that it holds, by
+            the values, place included, the shape, the number of models and a float's bytes.
         source: where it was published.
         is_random: draws masks; the seed decides.
         groups: tells from the values which groups its passes will ask for, in their order.
+        tells: names of the figures that it may tell of a tensor.
         check: raises RecipeError for values that are each in range, and together are not.
     """
 
     name: str
     fn: Callable[..., Any]
     kind: Kind
-    rows: bool = False
+    rows: bool | Callable[[Mapping[str, Any]], bool] = False
+    plain: bool = False
     base: Literal["required", "optional", "none"] = "none"
     least: int = 1
     most: int | None = None
@@ -198,10 +203,12 @@ class Method:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     scratch: int = 0
+    holds: Callable[[Mapping[str, Any], tuple[int, ...], int, int], int] | None = None
     source: str = ""
     is_random: bool = False
     takes_place: bool = False
     groups: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
+    tells: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
@@ -222,6 +229,10 @@ class Method:
         hint = f"did you mean {close[0]!r}?" if close else f"it has {has}"
         raise RecipeError(place, f"{self.name} has no parameter {name!r}", hint)
 
+    def whole_rows(self, values: Mapping[str, Any]) -> bool:
+        """Whether slices are whole rows, with these values by keyword."""
+        return self.rows(values) if callable(self.rows) else self.rows
+
     def call(self, tensors: Sequence[Any], has_base: bool, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Call the function with tensors in the order of a step's inputs, the base first."""
         given = list(tensors)
@@ -236,19 +247,24 @@ def merge(
     *,
     source: str,
     elementwise: bool = False,
-    rows: bool = False,
+    plain: bool = False,
+    rows: bool | Callable[[Mapping[str, Any]], bool] = False,
     least: int = 1,
     ignored: Sequence[str] = (),
     scratch: int = 4,
+    holds: Callable[[Mapping[str, Any], tuple[int, ...], int, int], int] | None = None,
     is_random: bool = False,
     groups: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: (),
+    tells: Sequence[str] = (),
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Declare a merge method; see the module's docstring and `Method` for what is read off.
 
-    A plain function sees whole tensors, unless `elementwise` says that slices do as well. A
+    A function sees whole tensors, unless `elementwise` says that slices do as well; one that
+    is `plain` besides may be given numpy arrays, which spares a run the loading of torch. A
     generator function is given meta tensors, yields passes over slices (see `surgery.passes`)
-    and returns the function of the last one.
+    and returns the function of the last one. With `holds`, a function is given tensors that are
+    read when they are indexed (see `surgery.stored`), and yields the result's pieces in order.
     """
 
     def declare(fn: Callable[..., Any]) -> Method:
@@ -265,8 +281,9 @@ def merge(
         return Method(
             name=fn.__name__,
             fn=fn,
-            kind="passes" if inspect.isgeneratorfunction(fn) else kind,
+            kind="passes" if inspect.isgeneratorfunction(fn) and holds is None else kind,
             rows=rows,
+            plain=plain,
             base=base,
             least=single or least,
             most=single,
@@ -274,10 +291,12 @@ def merge(
             parameters={p.name: p for p in declared},
             ignored=tuple(ignored),
             scratch=scratch,
+            holds=holds,
             source=source,
             is_random=is_random,
             takes_place=any(a.name == "place" for a in keywords),
             groups=groups,
+            tells=tuple(tells),
             check=check,
         )
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import TensorInfo
 from surgery.method import Method, Place
-from surgery.plan import Part, Pass, Step, TensorSpec
+from surgery.plan import Part, Pass, Step, Tell, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 Function = Callable[["Slices"], Any]
-Passes = Generator["Each", Any, Function]
+Passes = Generator["Each | Tell", Any, Function]
 
 
 class Slices:
@@ -38,6 +38,11 @@ class Slices:
         self._base = base
         self.models = models
         self._place = place
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base."""
+        return self._base is not None
 
     @property
     def base(self) -> "Tensor":
@@ -69,6 +74,9 @@ class Each:
         sample: ask once, for elements picked evenly from the whole tensor.
         group: ask all tensors of the merge, and combine their lists by `combine`; the answer is
             then what that made, and the tensor's place among them.
+        fold: make one of what a part and all before it gave, and of what the next gives, so that
+            no list is kept; the answer (with `group`, the tensor's list) then holds that one, or
+            nothing where there are no parts.
     """
 
     def __init__(
@@ -78,8 +86,10 @@ class Each:
         sample: bool = False,
         group: str = "",
         combine: Callable[[list[list[Any]]], Any] | None = None,
+        fold: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self.fn, self.sample, self.group, self.combine = fn, sample, group, combine
+        self.fold = fold
 
 
 def total(fn: Callable[[Slices], Sequence[float]]) -> Generator[Each, Any, list[float]]:
@@ -126,12 +136,22 @@ def merge_step(
         fn=fn,
         elementwise=method.kind == "elementwise",
         passes=method.kind == "passes",
-        rows=method.rows,
-        scratch=method.scratch * 8 * spec.numel if method.kind == "whole" else 0,
+        rows=method.whole_rows(values),
+        plain=method.plain,
+        scratch=_scratch(method, arguments, spec, len(models)),
+        streamed=method.holds is not None,
         why=method.name,
         key=repr((sorted(values.items()), place)),
         groups=tuple(f"{place.group}{group}" for group in method.groups(values)),
+        tells=method.tells,
     )
+
+
+def _scratch(method: Method, values: Mapping[str, Any], spec: TensorSpec, models: int) -> int:
+    if method.holds:
+        width = 8 if spec.dtype in {"F32", "F64"} else 4
+        return method.holds(values, spec.shape, models, width)
+    return method.scratch * 8 * spec.numel if method.kind == "whole" else 0
 
 
 def _plain(method: Method, has_base: bool, values: Mapping[str, Any]) -> Callable[..., Any]:
@@ -144,7 +164,7 @@ def _generator(
     has_base: bool,
     values: Mapping[str, Any],
     place: Place,
-) -> Callable[[], Generator[Pass, Any, Callable[..., Any]]]:
+) -> Callable[[], Generator[Pass | Tell, Any, Callable[..., Any]]]:
     def on_parts(fn: Function) -> Callable[..., Any]:
         def call(part: Part, *tensors: "Tensor") -> Any:  # noqa: ANN401 - what fn finds
             base, models = (tensors[0], tensors[1:]) if has_base else (None, tensors)
@@ -152,7 +172,16 @@ def _generator(
 
         return call
 
-    def run() -> Generator[Pass, Any, Callable[..., Any]]:
+    def asked(each: Each) -> Pass:
+        return Pass(
+            fn=on_parts(each.fn),
+            sample=each.sample,
+            group=f"{place.group}{each.group}" if each.group else "",
+            combine=each.combine,
+            fold=each.fold,
+        )
+
+    def run() -> Generator[Pass | Tell, Any, Callable[..., Any]]:
         import torch
 
         shapes = [torch.empty(tensor.shape, device="meta") for tensor in inputs]
@@ -163,11 +192,6 @@ def _generator(
                 each = passes.send(answer)
             except StopIteration as stop:
                 return on_parts(stop.value)
-            answer = yield Pass(
-                fn=on_parts(each.fn),
-                sample=each.sample,
-                group=f"{place.group}{each.group}" if each.group else "",
-                combine=each.combine,
-            )
+            answer = yield each if isinstance(each, Tell) else asked(each)
 
     return run

@@ -56,12 +56,22 @@ class Pass:
         sample: call `fn` once, with elements picked evenly from the whole tensor.
         group: wait for every step that asks for this group, and combine over all of them.
         combine: with `group`, called once with one list of results per step, in plan order.
+        fold: makes one of what a part and all before it gave, and of what the next part gives, in
+            order; the list of results holds that one, or nothing where there are no parts.
     """
 
     fn: Function
     sample: bool = False
     group: str = ""
     combine: Callable[[list[list[Any]]], Any] | None = None
+    fold: Callable[[Any, Any], Any] | None = None
+
+
+class Tell:
+    """Figures that the generator of a `passes` step tells of its tensor, for the record."""
+
+    def __init__(self, **figures: float) -> None:
+        self.figures = {name: float(figure) for name, figure in figures.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +85,18 @@ class Step:
     How `fn` is called: whole tensors in their stored shapes; with `elementwise`, equal flat
     slices; with `passes`, `fn()` is a generator that yields `Pass` requests, is sent the list of
     their results in order (with `group`: what `combine` made, and the step's place in the
-    group), and returns a function `(part, *inputs)` for the last reading.
+    group), may yield `Tell`, and returns a function `(part, *inputs)` for the last reading.
 
     Attributes:
         rows: parts are whole rows, all axes behind the first as one; 1-D tensors are one row.
+        plain: `fn` uses operators only, so that it may be given numpy arrays and torch stays out.
         scratch: bytes `fn` needs beyond its inputs and outputs, for steps that are not sliced.
+        streamed: `fn` is given `surgery.stored.Stored` tensors, reads what it indexes, and
+            returns an iterator of its one output's pieces in order; `scratch` is all it holds.
         why: what the step does, in a word or two, for `--dry-run`.
         key: tells steps apart that differ in nothing but numbers, for the fingerprint.
         groups: the groups of its passes, in their order, so that others know to wait for it.
+        tells: names of the figures that it may tell.
     """
 
     outputs: tuple[tuple[str, TensorSpec], ...]
@@ -91,10 +105,13 @@ class Step:
     elementwise: bool = False
     passes: bool = False
     rows: bool = False
+    plain: bool = False
     scratch: int = 0
+    streamed: bool = False
     why: str = "copy"
     key: str = ""
     groups: tuple[str, ...] = ()
+    tells: tuple[str, ...] = ()
 
     @property
     def is_copy(self) -> bool:
@@ -129,8 +146,8 @@ class Step:
     @property
     def whole_bytes(self) -> int:
         """Memory the step holds at once when it cannot be sliced: what is stored, and floats."""
-        if self.is_sliced:
-            return 0
+        if self.is_sliced or self.streamed:
+            return 0 if self.is_sliced else self.scratch
         numbers = sum(t.numel for t in self.inputs) + sum(s.numel for _, s in self.outputs)
         return self.width * numbers + self.bytes_in + self.bytes_out + self.scratch
 
