@@ -1,7 +1,8 @@
 """Open a checkpoint: where every tensor lies, its config and files. No weight is read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from surgery.checkpoint.layout import (
     read_config,
     single_file,
 )
-from surgery.checkpoint.refs import resolve
+from surgery.checkpoint.refs import resolve, split_ref
 from surgery.checkpoint.view import (
     View,
     make_view,
@@ -59,11 +60,12 @@ class Checkpoint:
         files: the weight files.
         config: the parsed config.json; None for a bare file or where there is none.
         carried: files that go along with the weights unchanged.
-        revision: the commit of a hub ref.
+        revision: the commit of a hub ref; of a base with adapters those of all, joined by `+`.
         bare: a single .safetensors file rather than a directory.
         notes: what a user should know about the source.
         stamps: per weight file what changes when somebody writes to it.
         metadata: the header's own table of strings, of a bare file.
+        adapters: names of the adapters that were added; the weights they change are views.
     """
 
     ref: str
@@ -77,13 +79,18 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The last part of the path or ref, without suffix: what an output is named after."""
         if self.bare:
-            return self.files[0].stem
-        return self.ref.partition("@")[0].split("/")[-1] if self.revision else self.root.name
+            own = self.files[0].stem
+        elif self.revision and not self.revision.startswith("+"):
+            own = split_ref(self.ref)[0].partition("@")[0].split("/")[-1]
+        else:
+            own = self.root.name
+        return "+".join((own, *self.adapters))
 
     @property
     def nbytes(self) -> int:
@@ -94,20 +101,25 @@ class Checkpoint:
 def open_checkpoint(
     ref: str | Path, *, weights: str | None = None, allow_download: bool = False
 ) -> Checkpoint:
-    """Open a Hugging Face directory, a bare .safetensors file or a hub ref.
+    """Open a Hugging Face directory, a bare .safetensors file, a hub ref or `BASE+ADAPTER`.
 
     Every header, the index, config.json and the other JSON files are validated; no tensor data
     is read, no code of the checkpoint is run, and the network is not used unless
     `allow_download` is given.
 
     Args:
-        ref: a path, `org/name` or `org/name@revision`; an existing path wins.
+        ref: a path, `org/name` or `org/name@revision`; an existing path wins. Adapters follow
+            their base behind `+`.
         weights: the weight or index file to take in a directory that holds several.
         allow_download: fetch a hub ref that the local cache does not hold.
 
     Raises:
         CheckpointError: anything is missing, broken or not supported.
     """
+    base, *adapters = split_ref(ref)
+    if adapters:
+        source = open_checkpoint(base, weights=weights, allow_download=allow_download)
+        return _adapted(source, adapters, allow_download=allow_download)
     found = resolve(ref, allow_download=allow_download)
     path = found.path
     if path.is_dir():
@@ -145,4 +157,27 @@ def _open_directory(ref: str, root: Path, choice: str | None, revision: str | No
         revision=revision,
         notes=weights.notes,
         stamps=weights.stamps,
+    )
+
+
+def _adapted(base: Checkpoint, refs: Sequence[str], *, allow_download: bool) -> Checkpoint:
+    from surgery.checkpoint.adapted import Adapted
+    from surgery.checkpoint.adapters import open_adapter
+    from surgery.checkpoint.adapting import add_adapter
+
+    opened = [open_adapter(ref, allow_download=allow_download) for ref in refs]
+    to = Adapted(dict(base.tensors), copy.deepcopy(base.config))
+    for adapter in opened:
+        add_adapter(to, adapter)
+    commits = [base.revision or "", *(adapter.revision or "" for adapter in opened)]
+    return replace(
+        base,
+        ref="+".join((base.ref, *refs)),
+        tensors=to.tensors,
+        files=tuple(dict.fromkeys((*base.files, *(adapter.file for adapter in opened)))),
+        config=to.config,
+        revision="+".join(commits) if any(commits) else None,
+        notes=(*base.notes, *to.notes),
+        stamps={**base.stamps, **{adapter.file: adapter.stamp for adapter in opened}},
+        adapters=tuple(adapter.name for adapter in opened),
     )

@@ -98,7 +98,7 @@ def _shards(root: Path) -> set[str]:
 def _why_no_weights(root: Path, names: Sequence[str]) -> tuple[str, str]:
     loose = [n for n in names if n.endswith(".safetensors") and not n.startswith("consolidated")]
     if "adapter_config.json" in names:
-        return "holds a LoRA adapter, not a model", "name the base model it was trained on"
+        return "holds a LoRA adapter, not a model", f"name its base too: BASE+{root}"
     if len(loose) == 1:
         return f"holds {loose[0]}, but no {SINGLE}", f"name the file itself: {root / loose[0]}"
     if loose:

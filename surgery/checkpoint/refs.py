@@ -40,6 +40,35 @@ def resolve(ref: str | Path, *, allow_download: bool = False, pickles: bool = Fa
     return _from_hub(text, patterns, allow_download=allow_download)
 
 
+def split_ref(ref: str | Path) -> tuple[str, ...]:
+    """Split `BASE+ADAPTER+...` into its refs; an existing path is one ref, whatever its name.
+
+    Where a path holds a plus sign itself, the longest one that exists is taken.
+    """
+    words = str(ref).split("+")
+    found, at = [], 0
+    while at < len(words):
+        ends = range(len(words), at, -1)
+        end = next((e for e in ends if _exists("+".join(words[at:e]))), at + 1)
+        found.append("+".join(words[at:end]))
+        at = end
+    return tuple(found)
+
+
+def pinned(ref: str, revision: str | None) -> str:
+    """Return a ref with the commits it was resolved to, as `Checkpoint.revision` tells them."""
+    if not revision:
+        return ref
+    refs = split_ref(ref)
+    commits = revision.split("+")
+    pairs = zip(refs, commits, strict=True) if len(refs) == len(commits) else ((ref, revision),)
+    return "+".join(f"{r.partition('@')[0]}@{c}" if c else r for r, c in pairs)
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and os.path.lexists(Path(path).expanduser())
+
+
 def _from_hub(ref: str, patterns: list[str], *, allow_download: bool) -> Resolved:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
