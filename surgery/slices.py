@@ -21,6 +21,8 @@ CHUNK = (
 # (measured: at 128 Ki a float64 dot product takes 14 times as long).
 PART = 64 << 10
 COMPUTED = 256 << 10  # bytes read at once of each tensor that is computed with
+CROWD = 8  # inputs up to which parts have their full size
+SMALLEST = 16 << 10  # elements of a part that many inputs share the memory of
 SAMPLE = 128  # blocks of a sample
 BLOCK = 512  # elements of each, or one row
 
@@ -90,8 +92,11 @@ def grid(step: Step) -> Grid:
     row = _row(step, shape, total)
     widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
     widths += [BITS[t.dtype] // 8 for t in step.inputs if not isinstance(t, View)]
-    part = part_size(row)
-    chunk = max(COMPUTED // max(widths) // part, 1) * part
+    # Nothing depends on the parts of an elementwise step: many inputs take smaller ones, so that
+    # an average over a hundred checkpoints holds no more than one over eight.
+    crowd = max(len(step.inputs) // CROWD, 1) if step.elementwise and row == 1 else 1
+    part = part_size(row, max(PART // crowd, SMALLEST))
+    chunk = max(COMPUTED // crowd // max(widths) // part, 1) * part
     leaf = LEAF // min(widths)
     item = math.lcm(leaf, part) if row > 1 else max(leaf, chunk)
     return Grid(total, row, part, chunk, -(-chunk // item) * item)

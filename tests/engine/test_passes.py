@@ -1,0 +1,228 @@
+"""Steps of several passes, of views, of many inputs: cut as they like, the bytes are the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from surgery import slices
+from surgery.checkpoint import make_view, open_checkpoint, rows_of
+from surgery.digest import LEAF, Leaves, checksums
+from surgery.plan import Pass, Plan, Step, TensorSpec
+from surgery.run import run
+
+SHAPES = {"a": (700, 300), "b": (300_001,), "c": (2, 3, 50), "d": ()}
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.manual_seed(0)
+    held = {name: torch.randn(shape).bfloat16() for name, shape in SHAPES.items()}
+    save_file(held, tmp_path / "in.safetensors")
+    return open_checkpoint(tmp_path / "in.safetensors")
+
+
+def plan(source, steps):
+    return Plan(
+        operation="test",
+        parameters={},
+        sources=(source,),
+        steps=tuple(steps),
+        order=tuple(SHAPES),
+        config=None,
+    )
+
+
+def spec(shape):
+    return TensorSpec("BF16", shape)
+
+
+def normalised(tensor):
+    def passes():
+        found = yield Pass(fn=lambda part, x: float(x.double().square().sum()))
+        length = sum(found) ** 0.5
+        return lambda part, x: x / length
+
+    return Step(
+        outputs=((tensor.name, spec(tensor.shape)),), inputs=(tensor,), fn=passes, passes=True
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_a_statistic_of_the_tensor_reaches_every_slice(tmp_path, source, workers):
+    steps = [normalised(tensor) for tensor in source.tensors.values()]
+    run(plan(source, steps), tmp_path / "out.safetensors", workers=workers)
+    held, made = load_file(source.files[0]), load_file(tmp_path / "out.safetensors")
+    for name, tensor in held.items():
+        wanted = tensor.double() / tensor.double().norm()
+        assert torch.allclose(made[name].double(), wanted, rtol=2**-8), name
+
+
+def grouped(tensor):
+    def passes():
+        share, place = yield Pass(
+            fn=lambda part, x: part.count,
+            group="count",
+            combine=lambda lists: [sum(one) for one in lists],
+        )
+        assert share[place] == tensor.numel
+        return lambda part, x: x * 0 + (share[place] - sum(share)) / 1024
+
+    return Step(
+        outputs=((tensor.name, spec(tensor.shape)),),
+        inputs=(tensor,),
+        fn=passes,
+        passes=True,
+        groups=("count",),
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_statistic_of_the_model_reaches_every_tensor(tmp_path, source, workers):
+    steps = [grouped(tensor) for tensor in source.tensors.values()]
+    run(plan(source, steps), tmp_path / "out.safetensors", workers=workers)
+    total = sum(tensor.numel for tensor in source.tensors.values())
+    for name, made in load_file(tmp_path / "out.safetensors").items():
+        wanted = torch.tensor((source.tensors[name].numel - total) / 1024).bfloat16()
+        assert bool((made == wanted).all()), name
+
+
+def rows_seen(tensor, seen):
+    def passes():
+        yield Pass(fn=lambda part, x: seen.append(tuple(x.shape)))
+        return lambda part, x: x
+
+    step = Step(
+        outputs=((tensor.name, spec(tensor.shape)),), inputs=(tensor,), fn=passes, passes=True,
+        rows=True,
+    )  # fmt: skip
+    assert slices.grid(step).item % slices.grid(step).part == 0
+    return step
+
+
+def test_slices_of_rows_are_whole_rows(tmp_path, source):
+    seen = []
+    steps = [rows_seen(tensor, seen) for tensor in source.tensors.values()]
+    run(plan(source, steps), tmp_path / "out.safetensors", workers=1)
+    assert {shape[1] for shape in seen} == {300, 300_001, 150, 1}
+    assert sum(rows * width for rows, width in seen) == sum(
+        tensor.numel for tensor in source.tensors.values()
+    )
+    assert (
+        source.files[0].read_bytes()[-10:] == Path(tmp_path / "out.safetensors").read_bytes()[-10:]
+    )
+
+
+def flipped(tensor):
+    rows = rows_of(tensor)
+
+    def make(read, start, count):
+        return read(tensor, rows - start - count, count).flip(0)
+
+    return make_view(
+        tensor.name, dtype="BF16", shape=tensor.shape, stored=[tensor], make=make, why="flipped"
+    )
+
+
+def upside_down(tensor):
+    """Rows run along all axes but the last; a vector's along its only one."""
+    rows = tensor.reshape(-1, *tensor.shape[-1:]) if tensor.dim() > 1 else tensor.reshape(-1)
+    return rows.flip(0).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("computed", [False, True], ids=["copied", "computed"])
+def test_a_view_is_read_row_by_row(tmp_path, source, computed):
+    steps = []
+    for name, tensor in source.tensors.items():
+        given = flipped(tensor) if tensor.shape else tensor
+        step = normalised(given) if computed else Step(
+            outputs=((name, spec(tensor.shape)),), inputs=(given,)
+        )  # fmt: skip
+        steps.append(step)
+    run(plan(source, steps), tmp_path / "out.safetensors")
+    held, made = load_file(source.files[0]), load_file(tmp_path / "out.safetensors")
+    for name, tensor in held.items():
+        wanted = upside_down(tensor)
+        scale = wanted.double().norm() if computed else 1.0
+        assert torch.allclose(made[name].double(), wanted.double() / scale, rtol=2**-8), name
+
+
+def test_what_a_view_reads_is_identified_in_the_record(tmp_path, source):
+    steps = [Step(outputs=((n, spec(t.shape)),), inputs=(flipped(t) if t.shape else t,))
+             for n, t in source.tensors.items()]  # fmt: skip
+    record = run(plan(source, steps), tmp_path / "out.safetensors").record
+    assert record["inputs"][0]["files"]["in.safetensors"]["tensors_read"] == len(SHAPES)
+    held = load_file(source.files[0])
+    held["a"][0, 0] += 1
+    save_file(held, source.files[0])
+    again = open_checkpoint(source.files[0])
+    steps = [Step(outputs=((n, spec(t.shape)),), inputs=(flipped(t) if t.shape else t,))
+             for n, t in again.tensors.items()]  # fmt: skip
+    other = run(plan(again, steps), tmp_path / "other.safetensors").record
+    assert other["inputs"][0]["files"] != record["inputs"][0]["files"]
+
+
+class TestChecksums:
+    def test_pieces_do_not_matter(self):
+        data = np.random.default_rng(0).bytes(3 * LEAF + 12345)
+        whole = checksums(memoryview(data))
+        fed = Leaves(checksums)
+        for start in range(0, len(data), 100_003):
+            fed.feed(memoryview(data)[start : start + 100_003])
+        assert fed.end() == whole
+
+    @pytest.mark.parametrize("changes", [1, 2, 7])
+    def test_flipped_sign_bits_show(self, changes):
+        generator = np.random.default_rng(changes)
+        data = bytearray(generator.bytes(LEAF))
+        before = checksums(memoryview(data))
+        for word in generator.choice(LEAF // 8, changes, replace=False):
+            data[8 * word + 7] ^= 0x80
+        assert checksums(memoryview(data)) != before
+
+    def test_length_and_tail_show(self):
+        data = bytes(20)
+        told = {checksums(memoryview(data)[:n])[0] for n in range(1, 21)}
+        assert len(told) == 20
+
+
+SCRIPT = """
+import resource, sys
+from surgery.checkpoint import open_checkpoint
+from surgery.method import Place, find_method
+from surgery.passes import merge_step
+from surgery.plan import Plan, TensorSpec
+from surgery.run import run
+count = int(sys.argv[2])
+sources = [open_checkpoint(sys.argv[1]) for _ in range(count)]
+tensor = sources[0].tensors["w"]
+step = merge_step(find_method("linear"), name="w", spec=TensorSpec("BF16", tensor.shape),
+    base=None, models=[s.tensors["w"] for s in sources],
+    values={"weight": (1.0,) * count, "normalize": True}, place=Place(name="w"))
+plan = Plan(operation="merge", parameters={}, sources=tuple(sources), steps=(step,),
+    order=("w",), config=None)
+run(plan, sys.argv[3], workers=2)
+assert "torch" not in sys.modules
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_an_average_of_many_models_takes_no_more_memory_than_one_of_few(tmp_path):
+    save_file({"w": torch.randn(2000, 1000).bfloat16()}, tmp_path / "w.safetensors")
+    peaks = []
+    for count in (8, 100):
+        words = [
+            str(tmp_path / "w.safetensors"),
+            str(count),
+            str(tmp_path / f"{count}.safetensors"),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, timeout=120,
+            check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + (24 << 10)
