@@ -288,6 +288,16 @@ def partial_folder(out: Path) -> Path:
     return out.parent / (out.name + SUFFIX)
 
 
+def unfinished(out: Path) -> str | None:
+    """Return the fingerprint of the run that left an unfinished output behind, or None."""
+    try:
+        with (partial_folder(out) / "journal").open("rb") as journal:
+            first = next(line for line in journal if line.strip())
+        return str(json.loads(first)["fingerprint"])
+    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_occupied(out: Path) -> bool:
     """Whether something is at the output already; an empty directory does not count."""
     if out.is_symlink():

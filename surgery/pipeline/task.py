@@ -1,0 +1,88 @@
+"""What a pipeline is asked for, and what it answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.plan import Plan
+from surgery.shards import SHARD_SIZE
+
+Paths = Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, and the limits it is to be run by (those of `surgery.run.run`)."""
+
+    plan: Plan
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shard_size(self) -> int:
+        """Bytes of tensor data per file."""
+        return int(self.limits.get("shard_size", SHARD_SIZE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A step of a pipeline: it makes a checkpoint by a plan, or measures.
+
+    Attributes:
+        name: of the step, and of its output in the pipeline's folder.
+        what: the command or operation, in a word or two.
+        uses: earlier steps whose outputs it takes.
+        keep: whether the output stays when the last step that uses it is done.
+        place: where the step is written.
+        plan: given where the used outputs are, returns the plan; None for a measurement.
+        measure: given where the used outputs are, returns a JSON document as text.
+        asked: identifies a measurement, beside the outputs used and the files that `asked` names.
+    """
+
+    name: str
+    what: str
+    uses: tuple[str, ...] = ()
+    keep: bool = True
+    place: str = ""
+    plan: Callable[[Paths], Planned] | None = None
+    measure: Callable[[Paths], str] | None = None
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is to be done for a step, known before anything runs.
+
+    Attributes:
+        state: `run` it; run it `perhaps`, which depends on how an earlier step comes out; it is
+            `fresh`; it is `removed`, and nothing needs it.
+        why: the reason in words.
+        disk: bytes that running it writes.
+        replaces: bytes of an output that stands there and would be replaced.
+    """
+
+    task: Task
+    state: Literal["run", "perhaps", "fresh", "removed"]
+    why: str
+    disk: int = 0
+    replaces: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was done for a step.
+
+    Attributes:
+        state: `made`, `measured`, `skipped`, or `removed` and not needed again.
+        why: the reason in words.
+        output: where its output is, or was.
+        reused: plan steps that an interrupted run had finished.
+    """
+
+    task: Task
+    state: Literal["made", "measured", "skipped", "removed"]
+    why: str
+    output: Path
+    seconds: float = 0.0
+    bytes_out: int = 0
+    reused: int = 0
