@@ -17,6 +17,7 @@ from surgery.errors import Exit, RecipeError, SurgeryError, printable
 # Command: file in cli/, and the line that `surgery --help` shows (no file is loaded for it).
 LOOK = "Look"
 SHAPE = "Change the shape"
+COMBINE = "Merge and transfer"
 MEASURE = "Measure and repeat"
 COMMANDS = {
     "inspect": ("inspect", LOOK, "Show what a checkpoint is made of."),
@@ -26,6 +27,9 @@ COMMANDS = {
     "expand": ("expand", SHAPE, "Insert identity blocks that change nothing until trained."),
     "prune": ("prune", SHAPE, "Drop layers."),
     "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
+    "merge": ("merge", COMBINE, "Merge models by any of the methods."),
+    "soup": ("soup", COMBINE, "Average models, each with the same weight."),
+    "run": ("run", COMBINE, "Carry out a recipe file, ours or mergekit's."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
     "demo": ("demo", MEASURE, "Take a complete tour on a small trained model."),
@@ -53,8 +57,11 @@ class LazyGroup(typer.core.TyperGroup):
         module, panel, line = COMMANDS[cmd_name]
         if self.listing:
             return typer.core.TyperCommand(cmd_name, help=line, rich_help_panel=panel)
+        loaded = import_module(f"cli.{module}")
+        if hasattr(loaded, "build"):  # a group with commands of its own
+            return loaded.build(cmd_name)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(import_module(f"cli.{module}").command)
+        single.command(cmd_name)(loaded.command)
         found = typer.main.get_command(single)
         found.name = cmd_name
         return found

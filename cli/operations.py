@@ -19,6 +19,7 @@ PLANS = {
     "stack": "growth.stack:stack",
     "expand": "growth.expand:expand",
     "prune": "growth.prune:prune",
+    "merge": "surgery.recipe.compile:compile_recorded",
     "convert": "surgery.convert:convert",
 }
 

@@ -1,0 +1,69 @@
+"""What every command that carries out a recipe shares: its options, its explanation."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.writing import Writing, default_output, write_plan
+from surgery.recipe import Compiled, Recipe, compile_recipe, explain
+
+# Name: annotation and default, for commands whose signature is made from a method's.
+MERGING: dict[str, tuple[Any, Any]] = {
+    "out_dtype": (
+        Annotated[
+            str | None,
+            typer.Option("--dtype", help="Of the output.  [default: the models' own]"),
+        ],
+        None,
+    ),
+    "seed": (Annotated[int, typer.Option(min=0, help="Decides random masks.")], 0),
+    "tokenizer": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="union|base|MODEL", help="Whose vocabulary the output has."),
+        ],
+        None,
+    ),
+    "chat_template": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="auto|NAME|TEXT", help="The output's chat template."),
+        ],
+        None,
+    ),
+    "explain": (
+        Annotated[
+            bool,
+            typer.Option("--explain", help="Print each tensor's numbers and why, write nothing."),
+        ],
+        False,
+    ),
+}
+
+
+def make_recipe(
+    recipe: Recipe, writing: Writing, *, explain: bool = False, out: Path | None = None
+) -> None:
+    """Compile a recipe, and explain, describe or run it, by the options."""
+    writing.limits()  # an error in them is told before anything is opened
+    compiled = compile_recipe(recipe, open_one=writing.open)
+    if explain:
+        _print_explained(compiled, as_json=writing.as_json)
+        return
+    plan = compiled.plan
+    out = out or writing.output or default_output(plan.sources[0], recipe.method)
+    write_plan(plan, out, writing)
+
+
+def _print_explained(compiled: Compiled, *, as_json: bool) -> None:
+    rows = explain(compiled)
+    if as_json:
+        render.print_json({"explain": [row.as_dict() for row in rows]})
+        return
+    headings = ("tensor", "parameter", "model", "value", "why")
+    render.table(headings, [(r.tensor, r.parameter, r.model, r.shown, r.why) for r in rows])
+    for note in compiled.plan.notes:
+        render.line(f"note    {note}")
+    render.line("nothing was written (--explain)", "dim")
