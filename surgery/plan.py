@@ -146,8 +146,10 @@ class Step:
     @property
     def whole_bytes(self) -> int:
         """Memory the step holds at once when it cannot be sliced: what is stored, and floats."""
-        if self.is_sliced or self.streamed:
-            return 0 if self.is_sliced else self.scratch
+        if self.is_sliced:
+            return 0
+        if self.streamed:
+            return self.scratch + sum(t.held for t in self.inputs if isinstance(t, View))
         numbers = sum(t.numel for t in self.inputs) + sum(s.numel for _, s in self.outputs)
         return self.width * numbers + self.bytes_in + self.bytes_out + self.scratch
 
