@@ -1,11 +1,12 @@
 """What every command that writes a checkpoint shares: its options, its dry run, its report."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -144,6 +145,7 @@ def carry_out(plan: Plan, out: Path, *, as_json: bool, **options: Any) -> None: 
                 "steps_resumed": report.reused,
                 "seconds": round(report.seconds, 3),
                 "facts": dict(plan.facts),
+                "told": report.record.get("told", {}),
                 "notes": list(plan.notes),
             }
         )
@@ -151,8 +153,21 @@ def carry_out(plan: Plan, out: Path, *, as_json: bool, **options: Any) -> None: 
     resumed = f", {report.reused} of {len(plan.steps)} steps kept" if report.reused else ""
     for note in plan.notes:
         render.remark(f"note: {note}")
+    for told in figures(report.record.get("told", {})):
+        render.remark(told)
     written = render.size(plan.bytes_out)
     render.line(f"{out}  {len(plan.order)} tensors, {written} in {report.seconds:.1f} s{resumed}")
+
+
+def figures(told: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Sum up what steps told of their tensors: a line for each figure."""
+    for name in dict.fromkeys(name for figures in told.values() for name in figures):
+        values = {tensor: figures[name] for tensor, figures in told.items() if name in figures}
+        least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+        yield (
+            f"{name}: {median(values.values()):.3g} in the middle of {len(values)} tensors, "
+            f"{values[least]:.3g} ({least}) to {values[most]:.3g} ({most})"
+        )
 
 
 def default_output(source: Checkpoint, suffix: str) -> Path:

@@ -83,7 +83,7 @@ class _Pending:
             count, parts = self.found.pop(self.reached)
             self.reached += count
             for part in parts:
-                self.folded = [fold(*self.folded, part)] if self.folded else [part]
+                self.folded = [fold(self.folded[0], part)] if self.folded else [part]
 
     def take_found(self) -> list[Any]:
         found = [one for start in sorted(self.found) for one in self.found[start][1]]
@@ -91,7 +91,7 @@ class _Pending:
         self.found, self.folded, self.reached = {}, [], 0
         return found
 
-    def ask_next(self, answer: Any, step: Step) -> None:  # noqa: ANN401 - what the pass found
+    def ask_next(self, answer: Any, step: Step) -> Pass:  # noqa: ANN401 - what the pass found
         """Give the generator its answer, and take what it tells and what it asks for next."""
         assert self.passes is not None  # noqa: S101 - told by the caller
         asked = self.passes.send(answer)
@@ -100,6 +100,7 @@ class _Pending:
             self.told.update(asked.figures)
             asked = self.passes.send(None)
         self.request = asked
+        return asked
 
 
 class Engine:
@@ -357,7 +358,7 @@ class Engine:
         """Give a generator the answer to its request, and schedule what it asks for next."""
         pending, step = self._pending[number], self.steps[number]
         try:
-            pending.ask_next(answer, step)
+            request = pending.ask_next(answer, step)
         except StopIteration as stop:
             pending.last, pending.passes, pending.request = stop.value, None, None
             if number in self._finished:
@@ -366,7 +367,7 @@ class Engine:
                 return
             items = last_items(number, step)
         else:
-            sampled = [Item(number, "sample")] if pending.request.sample else []
+            sampled = [Item(number, "sample")] if request.sample else []
             items = sampled or grid(step).pieces(number, "pass", 0)
         with self._more:
             pending.items = len(items)

@@ -36,6 +36,7 @@ def make_record(
         files: per file beside the shards the SHA-256 of its bytes.
         shard_size: bytes of tensor data per file; None for a bare file.
     """
+    told = {name: digests.told[name] for name in plan.order if name in digests.told}
     return {
         "surgery": FORMAT,
         "operation": plan.operation,
@@ -46,6 +47,7 @@ def make_record(
         "steps": identity(plan),
         "digest": ALGORITHM,
         "outputs": {name: digests.outputs.get(name, PLACEHOLDER) for name in plan.order},
+        **({"told": told} if told else {}),
         "shard_size": shard_size,
         "headers": dict(headers or {}),
         "files": dict(files or {}),
@@ -59,11 +61,15 @@ def header_digest(header: bytes, record: str | None = None) -> str:
     return hashlib.sha256(header.replace(own, b"") if own else header).hexdigest()
 
 
-def sealed(record: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Write a record as JSON that ends in a digest of itself, so that an edit shows."""
+def sealed(record: Mapping[str, Any], *, indent: int | None = None, room: int = 0) -> str:
+    """Write a record as JSON that ends in a digest of itself, so that an edit shows.
+
+    Args:
+        room: blanks to add behind, for a place of fixed length.
+    """
     spaces = (",", ":") if indent is None else None
     open_record = {**record, "seal": PLACEHOLDER}
-    text = json.dumps(open_record, indent=indent, separators=spaces, default=str)
+    text = json.dumps(open_record, indent=indent, separators=spaces, default=str) + " " * room
     head, _, tail = text.rpartition(PLACEHOLDER)
     return head + hashlib.sha256(text.encode()).hexdigest() + tail
 

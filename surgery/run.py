@@ -29,6 +29,8 @@ from surgery.shards import SHARD_SIZE, Layout, lay_out, make_header
 from surgery.slices import Scratch, Sources, pieces
 from surgery.write import Partial
 
+LONGEST_NUMBER = -1.7976931348623157e308  # in the record's text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -148,8 +150,7 @@ def planned_record(
         inputs: digests of what is read, `file:tensor` as `Digests` names it, where known.
     """
     layout = layout_of(plan, shard_size)
-    text = sealed(make_record(plan, Digests(), headers=_no_headers(plan)))
-    own = text if plan.bare else None
+    own = _bare_record(plan, Digests(), _no_headers(plan)) if plan.bare else None
     headers = {shard.name: header_digest(shard.header, own) for shard in layout.shards}
     files = {name: hashlib.sha256(data).hexdigest() for name, data in beside(plan, layout)}
     size = None if plan.bare else shard_size
@@ -161,14 +162,24 @@ def layout_of(plan: Plan, shard_size: int) -> Layout:
     """Return where every tensor of the output goes."""
     if not plan.bare:
         return lay_out(plan.outputs, shard_size=shard_size)
-    record = make_record(plan, Digests(), headers=_no_headers(plan))
-    metadata = {KEY: sealed(record)}
+    metadata = {KEY: _bare_record(plan, Digests(), _no_headers(plan))}
     return lay_out(plan.outputs, shard_size=plan.bytes_out + 1, metadata=metadata)
 
 
 def _no_headers(plan: Plan) -> dict[str, str]:
     """Stand in for the digest of a bare file's header, which holds the record itself."""
     return {"model.safetensors": PLACEHOLDER} if plan.bare else {}
+
+
+def _bare_record(plan: Plan, digests: Digests, headers: Mapping[str, str]) -> str:
+    """Write the record of a bare file, as long in its header whatever the steps tell."""
+    record = make_record(plan, digests, headers=headers)
+    telling = [step for step in plan.steps if step.tells]
+    longest = {n: dict.fromkeys(s.tells, LONGEST_NUMBER) for s in telling for n, _ in s.outputs}
+    if not longest:
+        return sealed(record)
+    most = sealed(make_record(plan, Digests(told=longest), headers=headers))
+    return sealed(record, room=len(json.dumps(most)) - len(json.dumps(sealed(record))))
 
 
 def _still_sound(plan: Plan, partial: Partial, lines: Sequence[Mapping[str, Any]]) -> Digests:
@@ -197,7 +208,11 @@ def _read_digest(partial: Partial, name: str, size: int, scratch: Scratch) -> st
 
 
 def _joined(first: Digests, second: Digests) -> Digests:
-    return Digests({**first.outputs, **second.outputs}, {**first.inputs, **second.inputs})
+    joined = Digests(dict(first.outputs), dict(first.inputs), dict(first.told))
+    joined.outputs.update(second.outputs)
+    joined.inputs.update(second.inputs)
+    joined.told.update(second.told)
+    return joined
 
 
 def _complete(plan: Plan, partial: Partial, layout: Layout, digests: Digests) -> Mapping[str, Any]:
@@ -220,10 +235,9 @@ def _complete_bare(
 ) -> Mapping[str, Any]:
     shard = layout.shards[0]
     specs = {name: plan.outputs[name] for name in shard.tensors}
-    record = make_record(plan, digests, headers=_no_headers(plan))
-    text = sealed(record)
+    text = _bare_record(plan, digests, _no_headers(plan))
     digest = header_digest(make_header(specs, {KEY: text})[0], text)
-    text = sealed(make_record(plan, digests, headers={shard.name: digest}))
+    text = _bare_record(plan, digests, {shard.name: digest})
     header, _ = make_header(specs, {KEY: text})
     assert len(header) == len(shard.header)  # noqa: S101 - placeholders have full length
     partial.reheader(0, header)
