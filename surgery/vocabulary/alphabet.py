@@ -1,0 +1,72 @@
+"""How a vocabulary spells text: GPT-2's letters for bytes, a mark for spaces, or plainly."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+Alphabet = Literal["bytes", "spaces", "plain"]
+SPACE = "\u2581"  # SentencePiece's mark
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+
+
+def find_alphabet(document: Mapping[str, Any] | None, kind: str) -> Alphabet:
+    """Tell the alphabet from the parts of a tokenizer.json, or from the kind of an older one."""
+    if document is None:
+        return {"BPE": "bytes", "SentencePiece": "spaces"}.get(kind, "plain")  # type: ignore[return-value]
+    parts = list(_walk([document.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]))
+    if any(part.get("type") == "ByteLevel" for part in parts):
+        return "bytes"
+    marked = any(
+        part.get("type") == "Metaspace" or (part.get("type") == "Replace" and _marks(part))
+        for part in parts
+    )
+    return "spaces" if marked else "plain"
+
+
+def _marks(part: Mapping[str, Any]) -> bool:
+    return SPACE in (part.get("content"), dict(part.get("pattern") or {}).get("String"))
+
+
+def _walk(value: object) -> Iterator[Mapping[str, Any]]:
+    """Yield every table inside."""
+    if isinstance(value, dict):
+        yield value
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from _walk(inner)
+
+
+def spelled(
+    ids: Mapping[str, int], added: Mapping[str, Any], alphabet: Alphabet
+) -> dict[bytes, int]:
+    """Return the ids by the bytes of text that each token stands for.
+
+    Where two tokens stand for the same bytes, the one of the lower id is taken.
+    """
+    table = _letters()
+    ordered = sorted(ids, key=ids.__getitem__)
+    found: dict[bytes, int] = {}
+    for token in ordered:
+        key = token.encode() if token in added else _text(token, alphabet, table)
+        found.setdefault(key, ids[token])
+    return found
+
+
+def _letters() -> dict[int, int]:
+    """Return the byte for each letter of GPT-2's alphabet.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
+    2.2: printable bytes stand for themselves, the others for the letters from 256 on.
+    """
+    rest = [byte for byte in range(256) if byte not in PRINTABLE]
+    return {256 + n: byte for n, byte in enumerate(rest)} | {byte: byte for byte in PRINTABLE}
+
+
+def _text(token: str, alphabet: Alphabet, table: Mapping[int, int]) -> bytes:
+    if alphabet == "bytes" and all(ord(letter) in table for letter in token):
+        return bytes(table[ord(letter)] for letter in token)
+    if alphabet == "spaces":
+        if len(token) == len("<0x00>") and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(SPACE, " ").encode()
+    return token.encode()
