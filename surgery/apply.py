@@ -47,6 +47,8 @@ def apply(
         fact = "needs a base" if base is None else "takes no base"
         raise RecipeError(method.name, fact)
     tensors = [_floats(t) for t in ([base] if base is not None else []) + list(models)]
+    if not tensors[0].numel():
+        return tensors[0].clone()
     if method.kind != "passes":
         result = method.call(tensors, base is not None, values)
         return _joined(result, tensors[0]) if method.holds else result
@@ -121,7 +123,7 @@ def _in_passes(
             each = passes.send(answer)
         except StopIteration as stop:
             done = [stop.value(slices(*at)).reshape(-1) for at in places]
-            return torch.cat(done).view(shape) if done else tensors[0].clone()
+            return torch.cat(done).view(shape)
         if isinstance(each, Tell):
             answer = None
             continue

@@ -124,6 +124,15 @@ def merge_step(
         values: the parameters resolved for this tensor, by keyword; tuples for per-model ones.
     """
     inputs = (base, *models) if base is not None else tuple(models)
+    if not spec.numel:  # nothing to ask, and no figure of nothing
+        return Step(
+            outputs=((name, spec),),
+            inputs=inputs,
+            fn=lambda *tensors: tensors[0],
+            elementwise=True,
+            plain=True,
+            why=method.name,
+        )
     arguments = {**values, "place": place} if method.takes_place else dict(values)
     fn: Callable[..., Any]
     if method.kind == "passes":

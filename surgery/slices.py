@@ -156,7 +156,7 @@ class Scratch:
         """Return `size` bytes; what the slot held before is overwritten."""
         held = self._buffers.get(slot)
         if held is None or len(held) < size:
-            held = self._buffers[slot] = mmap.mmap(-1, size)
+            held = self._buffers[slot] = mmap.mmap(-1, max(size, 1))
         return memoryview(held)[:size]
 
 
