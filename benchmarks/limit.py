@@ -183,12 +183,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="checkpoint directory to read")
     parser.add_argument("out", type=Path, help="new file to write")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="more to read")
     parser.add_argument("--bytes", type=int, required=True, help="bytes to write")
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--chunk", type=int, default=8, help="MiB")
     args = parser.parse_args()
     setting = Setting(threads=args.threads, chunk=args.chunk * MIB)
-    print(json.dumps(asdict(loop(weights(args.model), args.out, args.bytes, setting))))
+    sources = [path for model in (args.model, *args.also) for path in weights(model)]
+    print(json.dumps(asdict(loop(sources, args.out, args.bytes, setting))))
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def _store(target: "NDArray[Any]", result: "Floats", code: str, name: str) -> No
             _round_bfloat16(target, result)
         else:
             target[...] = result
-        finite = math.isfinite(float(result.sum(dtype=np.float32))) or np.isfinite(result).all()
-    if not finite or (code in {"BF16", "F16"} and _overflowed(target, code)):
+        unknown = math.isnan(float(result.max(initial=0)))
+    if unknown or _overflowed(target, code):
         fact = "the result holds NaN or infinity"
         raise ResultError(name, fact, "check the inputs with `surgery verify`, or the parameters")
 
@@ -137,8 +137,10 @@ def _round_bfloat16(target: "NDArray[np.uint16]", result: "Floats") -> None:
 
 
 def _overflowed(target: "NDArray[Any]", code: str) -> bool:
-    """Whether rounding made an infinity: the largest magnitude has all exponent bits set."""
+    """Whether there is an infinity; of 16 bits, such a magnitude has all exponent bits set."""
     import numpy as np
 
+    if code in {"F32", "F64"}:
+        return bool(np.isinf(target).any())
     highest = int((target.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0))
     return highest >= (0x7F80 if code == "BF16" else 0x7C00)
