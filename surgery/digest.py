@@ -39,7 +39,7 @@ class Digests:
     """Digests by tensor name: outputs, and inputs as `file name:tensor name`.
 
     Attributes:
-        told: by output the figures that its step told.
+        told: by a step's first output the figures that it told.
     """
 
     outputs: dict[str, str] = field(default_factory=dict)

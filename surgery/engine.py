@@ -234,7 +234,7 @@ class Engine:
             leaves = self._map(step, item, scratch)
         elif item.phase == "whole":
             with self._budget.hold(step.whole_bytes):
-                leaves = self._stream(step) if step.streamed else self._whole(step)
+                leaves = self._stream(item, step) if step.streamed else self._whole(step)
         elif item.phase == "open":
             assert step.fn is not None  # noqa: S101 - a step of passes has one
             self._pending[item.step].passes = step.fn()
@@ -305,18 +305,22 @@ class Engine:
                 self.target.write(name, start, view[start : start + count])
         return leaves
 
-    def _stream(self, step: Step) -> dict[str, list[bytes]]:
+    def _stream(self, item: Item, step: Step) -> dict[str, list[bytes]]:
         from surgery.stored import stream
 
         plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
         hashed = {slot: Leaves(checksums) for slot in plain}
-        ((name, _),), at, leaves = step.outputs, 0, Leaves(leaf_digests)
-        for view in stream(step, self.sources, hashed):
-            self.target.write(name, at, view)
-            leaves.feed(view)
-            at += len(view)
+        written = {name: Leaves(leaf_digests) for name, _ in step.outputs}
+        at = dict.fromkeys(written, 0)
+        told: dict[str, float] = {}
+        for name, view in stream(step, self.sources, hashed, told):
+            self.target.write(name, at[name], view)
+            written[name].feed(view)
+            at[name] += len(view)
+        assert told.keys() <= set(step.tells), "untold figures"  # noqa: S101
+        self._pending[item.step].told.update(told)
         found = {_key(step.inputs[slot]): each.end() for slot, each in hashed.items()}
-        return {**found, name: leaves.end()}
+        return {**found, **{name: each.end() for name, each in written.items()}}
 
     def _account(self, item: Item, step: Step, leaves: Mapping[str, list[bytes]]) -> None:
         pending = self._pending[item.step]
@@ -345,7 +349,7 @@ class Engine:
                 "inputs": {k: pending.digest(k) for k in self._identified(step)},
             }
             if pending.told:
-                line["told"] = {name: pending.told for name, _ in step.outputs}
+                line["told"] = {step.outputs[0][0]: pending.told}
             self.digests.add(line)
         self.target.finish(line)
 

@@ -68,7 +68,7 @@ class Pass:
 
 
 class Tell:
-    """Figures that the generator of a `passes` step tells of its tensor, for the record."""
+    """Figures that the generator of a step of passes, or a streamed one, tells for the record."""
 
     def __init__(self, **figures: float) -> None:
         self.figures = {name: float(figure) for name, figure in figures.items()}
@@ -92,7 +92,8 @@ class Step:
         plain: `fn` uses operators only, so that it may be given numpy arrays and torch stays out.
         scratch: bytes `fn` needs beyond its inputs and outputs, for steps that are not sliced.
         streamed: `fn` is given `surgery.stored.Stored` tensors, reads what it indexes, and
-            returns an iterator of its one output's pieces in order; `scratch` is all it holds.
+            returns an iterator of its outputs' pieces in order, and may give `Tell` among them;
+            `scratch` is all it holds.
         why: what the step does, in a word or two, for `--dry-run`.
         key: tells steps apart that differ in nothing but numbers, for the fingerprint.
         groups: the groups of its passes, in their order, so that others know to wait for it.

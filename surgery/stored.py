@@ -10,7 +10,7 @@ from surgery.checkpoint import BITS, TensorInfo, View, read_rows, row_shape, row
 from surgery.compute import as_tensor, store, stored_reader, use_one_thread
 from surgery.digest import Leaves
 from surgery.errors import ResultError
-from surgery.plan import Step
+from surgery.plan import Step, Tell, TensorSpec
 from surgery.slices import CHUNK, Sources
 
 if TYPE_CHECKING:
@@ -78,11 +78,14 @@ def _entry(tensor: TensorInfo, number: int) -> TensorInfo:
     return replace(tensor, shape=shape, nbytes=size, make=make)
 
 
-def stream(step: Step, sources: Sources, digests: dict[int, Leaves]) -> Iterator[memoryview]:
-    """Apply a streamed step's function; yield its output's bytes, chunk by chunk.
+def stream(
+    step: Step, sources: Sources, digests: dict[int, Leaves], told: dict[str, float]
+) -> Iterator[tuple[str, memoryview]]:
+    """Apply a streamed step's function; yield its outputs' names and bytes, chunk by chunk.
 
     Args:
         digests: by input, fed before anything is computed.
+        told: takes the figures that the function tells.
 
     Raises:
         ResultError: a result is not finite, or has another size than planned.
@@ -91,9 +94,30 @@ def stream(step: Step, sources: Sources, digests: dict[int, Leaves]) -> Iterator
     for slot, hashed in digests.items():
         _feed(step.inputs[slot], sources, hashed)
     assert step.fn is not None  # noqa: S101 - told by the caller
-    ((name, spec),) = step.outputs
+    made = step.fn(*(Stored(tensor, sources, step.width) for tensor in step.inputs))
+    blocks = _blocks(iter(made), told)
+    for name, spec in step.outputs:
+        for view in _chunks(blocks, name, spec):
+            yield name, view
+    more = sum(block.numel() for block in blocks)
+    if more:
+        name, spec = step.outputs[-1]
+        fact = f"came out with {spec.numel + more} elements, planned were {spec.numel}"
+        raise ResultError(name, fact)
+
+
+def _blocks(made: Iterator[Any], told: dict[str, float]) -> Iterator["torch.Tensor"]:
+    for block in made:
+        if isinstance(block, Tell):
+            told.update(block.figures)
+        else:
+            yield block
+
+
+def _chunks(blocks: Iterator["torch.Tensor"], name: str, spec: TensorSpec) -> Iterator[memoryview]:
+    """Round the blocks of one output; cut its bytes into chunks."""
     given, data = 0, bytearray()
-    for block in step.fn(*(Stored(tensor, sources, step.width) for tensor in step.inputs)):
+    while given < spec.numel and (block := next(blocks, None)) is not None:
         for flat in block.reshape(-1).split(CHUNK):
             given += flat.numel()
             room = bytearray(flat.numel() * BITS[spec.dtype] // 8)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from surgery.checkpoint import make_view, open_checkpoint, read_rows
 from surgery.digest import Leaves, checksums
 from surgery.errors import ResultError
-from surgery.plan import Step, TensorSpec
+from surgery.plan import Step, Tell, TensorSpec
 from surgery.slices import CHUNK, Sources
 from surgery.stored import Stored, stream
 
@@ -90,7 +90,7 @@ def test_pieces_of_any_size_are_written_in_order(held, rows):
     made, checkpoint, sources = held
     given = step(checkpoint, lambda t: (t[at : at + rows] for at in range(0, t.shape[0], rows)))
     hashed = Leaves(checksums)
-    views = list(stream(given, sources, {0: hashed}))
+    views = [view for _, view in stream(given, sources, {0: hashed}, {})]
     raw = made["long"].view(torch.uint8).numpy().tobytes()
     assert b"".join(bytes(view) for view in views) == raw
     assert all(len(view) == CHUNK for view in views[:-1])
@@ -102,14 +102,14 @@ def test_pieces_of_any_size_are_written_in_order(held, rows):
 def test_another_size_than_planned_is_an_error(held):
     _, checkpoint, sources = held
     with pytest.raises(ResultError, match="came out with 24 elements, planned were 960"):
-        list(stream(step(checkpoint, lambda t: iter([t[:1]]), name="matrix"), sources, {}))
+        list(stream(step(checkpoint, lambda t: iter([t[:1]]), name="matrix"), sources, {}, {}))
 
 
 def test_what_is_not_finite_is_an_error(held):
     _, checkpoint, sources = held
     bad = step(checkpoint, lambda t: iter([t[:] * np.inf]), name="matrix")
     with pytest.raises(ResultError, match="NaN or infinity"):
-        list(stream(bad, sources, {}))
+        list(stream(bad, sources, {}, {}))
 
 
 def test_it_holds_what_it_says_and_what_views_hold(held):
@@ -118,3 +118,25 @@ def test_it_holds_what_it_says_and_what_views_hold(held):
     assert plain.whole_bytes == 99
     view = replace(doubled(checkpoint.tensors["long"]), held=1000)
     assert replace(plain, inputs=(view,)).whole_bytes == 1099
+
+
+def test_several_outputs_come_one_after_the_other_with_figures_among_them(held):
+    made, checkpoint, sources = held
+    info = checkpoint.tensors["matrix"]
+    half = TensorSpec("F32", (info.shape[0] // 2, *info.shape[1:]))
+    rows = half.shape[0]
+
+    def fn(t):
+        yield t[:1]
+        yield t[1:rows]
+        yield Tell(shared=2)
+        yield t[rows : 2 * rows]
+
+    given = Step(outputs=(("first", half), ("second", half)), inputs=(info,), fn=fn, streamed=True)
+    told: dict[str, float] = {}
+    found: dict[str, bytes] = {"first": b"", "second": b""}
+    for name, view in stream(given, sources, {}, told):
+        found[name] += bytes(view)
+    assert found["first"] == made["matrix"][:rows].float().numpy().tobytes()
+    assert found["second"] == made["matrix"][rows : 2 * rows].float().numpy().tobytes()
+    assert told == {"shared": 2.0}
