@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from time import monotonic
 
 from surgery.anatomy import PART_ORDER, Anatomy, anatomy
-from surgery.checkpoint import BITS, Checkpoint, TensorInfo
-from surgery.compute import COMPUTABLE
+from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, read_rows, row_shape
+from surgery.compute import COMPUTABLE, as_tensor, stored_reader, use_one_thread
 from surgery.difference import Difference, Mismatch, Side, State, TensorDifference
 from surgery.engine import TICK, Progress
 from surgery.errors import CheckpointError, PlanError
@@ -54,7 +55,13 @@ class Pair:
     @property
     def is_read(self) -> bool:
         """Whether anything can be told from the bytes."""
-        return self.is_computable or self.a.dtype == self.b.dtype
+        return self.is_computable or (self.a.dtype == self.b.dtype and not self.row)
+
+    @property
+    def row(self) -> int:
+        """Elements that a side made when it is read comes in; 0 where both are stored."""
+        made = isinstance(self.a, View) or isinstance(self.b, View)
+        return max(prod(row_shape(self.a.shape)), 1) if made else 0
 
     @property
     def nbytes(self) -> int:
@@ -160,6 +167,7 @@ def _cut(number: int, pair: Pair) -> list[Slice]:
     size, piece = pair.a.nbytes, CHUNK
     if pair.is_computable:
         size, piece = pair.a.numel, CHUNK * 8 // max(BITS[pair.a.dtype], BITS[pair.b.dtype])
+        piece = max(piece // pair.row, 1) * pair.row if pair.row else piece
     return [Slice(number, at, min(piece, size - at)) for at in range(0, size, piece)]
 
 
@@ -215,9 +223,22 @@ def _read(
 ) -> tuple[memoryview, memoryview]:
     width_a, width_b = _widths(pair)
     a, b = scratch.take(0, piece.count * width_a), scratch.take(1, piece.count * width_b)
-    sources.read(pair.a, piece.start * width_a, a)
-    sources.read(pair.b, piece.start * width_b, b)
+    _fill(a, pair.a, piece.start, sources)
+    _fill(b, pair.b, piece.start, sources)
     return a, b
+
+
+def _fill(view: memoryview, tensor: TensorInfo, start: int, sources: Sources) -> None:
+    """Read a side from its element `start` on, rounded to its dtype where it is made."""
+    if not isinstance(tensor, View):
+        width = BITS[tensor.dtype] // 8 if tensor.dtype in COMPUTABLE else 1
+        sources.read(tensor, start * width, view)
+        return
+    row = max(prod(row_shape(tensor.shape)), 1)
+    target = as_tensor(view, tensor.dtype)
+    use_one_thread()
+    rows = read_rows(stored_reader(sources), tensor, start // row, target.numel() // row)
+    target.copy_(rows.reshape(-1))
 
 
 def _sums(pair: Pair, views: tuple[memoryview, memoryview], rulers: Rulers, *, same: bool) -> Sums:
