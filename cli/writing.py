@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -18,9 +20,28 @@ from surgery.plan import Plan
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+# Who gets the plans of commands instead of running them, and the limits to run them by.
+Taker = Callable[[Plan, Mapping[str, Any]], None]
+_taker: ContextVar[Taker | None] = ContextVar("taker", default=None)
+
 BASE = Annotated[
     str, typer.Argument(metavar="BASE", help="A directory, a .safetensors file, or org/name[@rev].")
 ]
+
+
+@contextmanager
+def plans_taken_by(taker: Taker) -> Iterator[None]:
+    """Let commands that are called in here give their plans away: a pipeline runs them itself."""
+    token = _taker.set(taker)
+    try:
+        yield
+    finally:
+        _taker.reset(token)
+
+
+def is_planning() -> bool:
+    """Whether somebody else takes the plan of the command that runs."""
+    return _taker.get() is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +135,12 @@ def make(
 
 
 def write_plan(plan: Plan, out: Path, writing: Writing) -> None:
-    """Describe a plan, or run it, by the options."""
+    """Describe a plan, or run it, by the options; every command that writes ends here."""
     limits = writing.limits()
+    taker = _taker.get()
+    if taker is not None:
+        taker(plan, {**limits, "fresh": not writing.resume})
+        return
     if writing.dry_run:
         from surgery.describe import describe
         from surgery.preflight import preflight

@@ -57,7 +57,7 @@ class Outlook:
         state: `run` it; run it `perhaps`, which depends on how an earlier step comes out; it is
             `fresh`; it is `removed`, and nothing needs it.
         why: the reason in words.
-        disk: bytes that running it writes.
+        disk: bytes of the weights that it writes.
         replaces: bytes of an output that stands there and would be replaced.
     """
 

@@ -15,7 +15,6 @@ from surgery.pipeline.judgement import Verdict, judge
 from surgery.pipeline.measurement import is_answered, keep_result, question, result_file
 from surgery.pipeline.standin import write_standin
 from surgery.pipeline.task import Outcome, Outlook, Paths, Planned, Task
-from surgery.preflight import SLACK
 from surgery.run import layout_of
 
 RUNS = ("run", "perhaps")
@@ -84,7 +83,7 @@ class _Ahead:
             task=task,
             state=state,
             why=waits if state == "perhaps" else why,
-            disk=layout_of(planned.plan, planned.shard_size).size + SLACK,
+            disk=layout_of(planned.plan, planned.shard_size).size,
             replaces=_size(old) if old else 0,
         )
 
