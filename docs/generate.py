@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import methods
+
 from cli.main import get_command
 
 if TYPE_CHECKING:
@@ -29,22 +31,39 @@ HEAD = """# Command line
 
 def main() -> int:
     """Write the pages, or compare them."""
-    page = REFERENCE / "cli.md"
-    wanted = command_line()
+    wanted = {f"methods/{name}": text for name, text in methods.pages().items()}
+    wanted["cli.md"] = command_line()
     if "--check" not in sys.argv[1:]:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(wanted)
+        write(wanted)
         return 0
+    stale = {str(p.relative_to(REFERENCE)) for p in REFERENCE.rglob("*.md")} - set(wanted)
+    return sum(differs(name, wanted.get(name, "")) for name in sorted({*wanted, *stale})) and 1
+
+
+def write(wanted: dict[str, str]) -> None:
+    """Write the pages, and take away those of methods that are gone."""
+    for page in REFERENCE.rglob("*.md"):
+        if str(page.relative_to(REFERENCE)) not in wanted:
+            page.unlink()
+    for name, text in wanted.items():
+        page = REFERENCE / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text)
+
+
+def differs(name: str, wanted: str) -> bool:
+    """Say how a page differs from what the code says."""
+    page = REFERENCE / name
     found = page.read_text() if page.exists() else ""
     sys.stderr.writelines(
         difflib.unified_diff(
             found.splitlines(keepends=True),
             wanted.splitlines(keepends=True),
-            str(page.name),
+            name,
             "what the code says; run `make docs`",
         )
     )
-    return int(found != wanted)
+    return found != wanted
 
 
 def command_line() -> str:
