@@ -57,13 +57,11 @@ def _place(
     table: dict[str, Any],
     places: dict[str, str],
     parameter: Parameter,
-    value: Any,
-    flag: str,  # noqa: ANN401
+    value: object,
+    flag: str,
 ) -> None:
-    if isinstance(value, tuple):
-        value = list(value)
-    each = parameter.per_model and isinstance(value, list)
-    if not each or (value and isinstance(value[0], dict)):
+    value = list(value) if isinstance(value, tuple) else value
+    if not parameter.per_model or not isinstance(value, list) or _is_conditional(value):
         table.setdefault("parameters", {})[parameter.name] = value
         places[f"parameters.{parameter.name}"] = flag
         return
@@ -73,3 +71,7 @@ def _place(
     for n, one in enumerate(value):
         table["models"][n].setdefault("parameters", {})[parameter.name] = one
         places[f"models[{n}].parameters.{parameter.name}"] = flag
+
+
+def _is_conditional(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], dict)

@@ -8,10 +8,11 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.method import Method, Place, find_method
 from surgery.passes import merge_step
 from surgery.plan import Plan, Step, TensorSpec, check_plan
-from surgery.recipe.config import merged_config
-from surgery.recipe.inputs import Open, open_models
+from surgery.recipe.config import config_notes, merged_config
+from surgery.recipe.inputs import Open, open_models, with_checkpoints
+from surgery.recipe.lanes import check_inputs
 from surgery.recipe.layout import Layout, lay_out_recipe
-from surgery.recipe.outline import Output, check_inputs
+from surgery.recipe.outline import Output
 from surgery.recipe.parameters import (
     Checked,
     Choice,
@@ -24,6 +25,8 @@ from surgery.recipe.parse import parse_recipe
 from surgery.recipe.record import recorded
 from surgery.recipe.schema import Recipe
 from surgery.recipe.tensors import check_shapes, copied_step, is_float, out_dtype
+from surgery.recipe.vocabulary import unified
+from surgery.vocabulary import Unified
 
 OPERATION = "merge"
 
@@ -60,24 +63,34 @@ def compile_recipe(recipe: Recipe, *, open_one: Open = open_checkpoint) -> Compi
     notes = [*recipe.notes, *check_settings(recipe, method)]
     check_inputs(recipe, method)
     models = open_models(recipe.models, open_one)
+    opened = tuple(model.checkpoint for model in models.values())
+    vocabulary = unified(recipe, models)
+    if vocabulary is not None:
+        models = with_checkpoints(models, vocabulary.checkpoints)
+        notes += vocabulary.notes
     layout = lay_out_recipe(recipe, models, method)
     notes += unmatched_filters(recipe, [name for o in layout.outputs for name in o.at.names])
     choices: dict[str, tuple[Choice, ...]] = {}
     steps = tuple(_steps(recipe, method, layout, choices))
-    donor = models[recipe.donor]
-    config, config_notes = merged_config(recipe, donor, models, layout, steps)
-    sources = tuple(model.checkpoint for model in models.values())
+    sliced = layout.layer_map is not None
+    donor = models[recipe.donor].checkpoint
     plan = Plan(
         operation=OPERATION,
-        parameters=recorded(recipe, sources),
-        sources=sources,
+        parameters=recorded(recipe, opened),
+        sources=tuple(model.checkpoint for model in models.values()),
         steps=steps,
         order=tuple(output.name for output in layout.outputs),
-        config=config,
-        carried=donor.checkpoint.carried,
+        config=merged_config(vocabulary.config if vocabulary else donor.config, layout, steps),
+        carried=vocabulary.carried if vocabulary else donor.carried,
+        written=vocabulary.written if vocabulary else {},
         dropped=layout.dropped,
-        facts=_facts(recipe, layout, choices),
-        notes=(*notes, *config_notes, *layout.notes, *_source_notes(sources)),
+        facts=_facts(recipe, layout, choices, vocabulary),
+        notes=(
+            *notes,
+            *layout.notes,
+            *config_notes(layout.donor, list(models.values()), sliced=sliced),
+            *_source_notes(opened),
+        ),
     )
     return Compiled(plan=check_plan(plan), choices=choices)
 
@@ -87,29 +100,32 @@ def _steps(
 ) -> Iterator[Step]:
     check = Checked(method)
     for output in layout.outputs:
-        check_shapes(output, layout.donor)
-        if not all(is_float(tensor) for tensor in output.inputs):
+        check_shapes(output)
+        if not is_float(output.inputs[0]):
             yield copied_step(output)
-            continue
-        chosen = choices[output.name] = choose(output, recipe, method)
-        values = values_of(chosen)
-        check(values, output)
-        yield _merged(recipe, method, layout, output, values)
+        elif output.lane is None:
+            yield copied_step(output, dtype=out_dtype(recipe, output))
+        else:
+            chosen = choices[output.name] = choose(output, recipe, method)
+            values = values_of(chosen)
+            check(values, output)
+            yield _merged(recipe, method, layout, output, values)
 
 
 def _merged(
     recipe: Recipe, method: Method, layout: Layout, output: Output, values: Mapping[str, Any]
 ) -> Step:
-    spec = TensorSpec(out_dtype(recipe, output), output.inputs[0].shape)
-    if method.name == "passthrough" and values.get("scale") in {(None,), (1.0,)}:
-        return copied_step(output, dtype=spec.dtype)
     lane = output.lane
+    assert lane is not None  # noqa: S101 - told by the caller
+    spec = TensorSpec(out_dtype(recipe, output), output.inputs[0].shape)
+    if method.name == "passthrough" and values.get("scale") in {None, 1.0}:
+        return copied_step(output, dtype=spec.dtype)
     place = Place(
         name=output.name,
         depth=layout.depth(output),
         seed=recipe.seed,
-        group=f"{lane.module.name}/{lane.slice.place}/" if len(recipe.modules) > 1 else "",
-        vocabulary=output.name in layout.vocabulary,
+        group=f"{lane.number}/" if layout.lanes > 1 else "",
+        vocabulary=layout.is_vocabulary(output),
     )
     return merge_step(
         method,
@@ -123,11 +139,16 @@ def _merged(
 
 
 def _facts(
-    recipe: Recipe, layout: Layout, choices: Mapping[str, tuple[Choice, ...]]
+    recipe: Recipe,
+    layout: Layout,
+    choices: Mapping[str, tuple[Choice, ...]],
+    vocabulary: Unified | None,
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": recipe.method, "seed": recipe.seed}
     if layout.layer_map is not None:
         facts["layer_map"] = list(layout.layer_map)
+    if vocabulary is not None and vocabulary.facts:
+        facts["vocabulary"] = dict(vocabulary.facts)
     return {**facts, "resolved": resolved(choices)}
 
 

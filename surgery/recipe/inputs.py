@@ -1,11 +1,12 @@
 """The models of a recipe, opened, and what each is made of."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import CheckpointError, PlanError, SurgeryError
+from surgery.quantised import dequantised
 
 Open = Callable[[str], Checkpoint]
 
@@ -16,16 +17,17 @@ class Model:
 
     Attributes:
         parts: None where it has no one stack of layers, with the reason in `shapeless`.
-        tensors: those that are merged, a tied head aside.
-        tied: the name under which others hold a head of their own; None where this one does too,
-            or has none.
     """
 
     ref: str
     checkpoint: Checkpoint
-    parts: Anatomy | None
-    tensors: Mapping[str, TensorInfo]
+    parts: Anatomy | None = None
     shapeless: SurgeryError | None = None
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What is stored, or made of it when it is read."""
+        return self.checkpoint.tensors
 
     @property
     def anatomy(self) -> Anatomy:
@@ -39,49 +41,96 @@ class Model:
             raise self.shapeless
         return self.parts
 
-    def find(self, name: str) -> TensorInfo | None:
-        """Return a tensor; the embedding for the head of a model that ties it."""
-        found = self.tensors.get(name)
-        if found is None and self.parts and self.parts.tied and self.parts.embedding:
-            from surgery.anatomy import HEAD
+    @property
+    def head(self) -> str | None:
+        """The name of a head of its own."""
+        return self.parts.head if self.parts else None
 
-            return self.tensors.get(self.parts.embedding) if HEAD.search(name) else None
-        return found
+    @property
+    def says_tied(self) -> bool:
+        """Whether its config ties the head to the embedding, stored or not."""
+        config = self.checkpoint.config or {}
+        text = config
+        for key in self.parts.section if self.parts else ():
+            text = text[key]
+        return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the layer that a tensor belongs to; None outside, and behind the last."""
+        inside = self.parts.locate(name) if self.parts else None
+        return inside[0] if self.parts and inside and inside[0] < self.parts.layers else None
+
+    def find(self, name: str, donor: "Model") -> TensorInfo | None:
+        """Return the tensor that stands for one of the donor's, whatever it is called here.
+
+        A text model's layers may have another prefix than those of the same model with a vision
+        tower; a head that is tied is the embedding.
+        """
+        found = self.tensors.get(name)
+        if found is not None or self.parts is None or donor.parts is None:
+            return found
+        if name in (donor.parts.embedding, donor.parts.head):
+            own = self.parts.embedding if name == donor.parts.embedding else self.parts.head
+            own = own or (self.parts.embedding if self.parts.tied else None)
+            return self.tensors[own] if own else None
+        if self.parts.tied and self.parts.embedding and _is_head(name):
+            return self.tensors[self.parts.embedding]
+        here, there = (_before(p.stack.prefix) for p in (donor.parts, self.parts))
+        return self.tensors.get(there + name[len(here) :]) if name.startswith(here) else None
+
+
+def _is_head(name: str) -> bool:
+    from surgery.anatomy import HEAD
+
+    return HEAD.search(name) is not None
+
+
+def _before(prefix: str) -> str:
+    """Return what stands before `layers` in the names of layers, its dot included."""
+    return prefix[: prefix.rfind(".") + 1]
 
 
 def open_models(refs: Sequence[str], open_one: Open) -> dict[str, Model]:
     """Open every model once, in order.
 
     Raises:
-        CheckpointError: one is missing, broken or quantised.
+        CheckpointError: one is missing, broken or stored in a way that is not read.
+        PlanError: two names lead to the same files.
     """
-    return {ref: _model(ref, open_one(ref)) for ref in refs}
+    found = {ref: _model(ref, open_one(ref)) for ref in refs}
+    _refuse_same(found)
+    return found
+
+
+def _refuse_same(models: Mapping[str, Model]) -> None:
+    seen: dict[tuple[str, ...], str] = {}
+    for ref, model in models.items():
+        if "+" in ref:  # the same base with another adapter
+            continue
+        files = tuple(str(path.resolve()) for path in model.checkpoint.files)
+        if files in seen:
+            fact = f"is the same model as {seen[files]}"
+            raise PlanError(ref, fact, "name it once, and in one way")
+        seen[files] = ref
 
 
 def _model(ref: str, checkpoint: Checkpoint) -> Model:
-    checkpoint = _dequantised(checkpoint)
-    parts, shapeless = None, None
+    checkpoint = dequantised(checkpoint)
     try:
         parts = anatomy(checkpoint)
     except CheckpointError as error:
-        shapeless = error
-    if parts and parts.lost_head:
+        return Model(ref=ref, checkpoint=checkpoint, shapeless=error)
+    if parts.lost_head:
         fact = "does not tie the output head to the embedding, but there is no head"
         remedy = "set tie_word_embeddings to true if it is tied, or restore the missing tensor"
         raise PlanError(checkpoint.root / "config.json", fact, remedy)
-    return Model(
-        ref=ref,
-        checkpoint=checkpoint,
-        parts=parts,
-        tensors=dict(checkpoint.tensors),
-        shapeless=shapeless,
-    )
+    return Model(ref=ref, checkpoint=checkpoint, parts=parts)
 
 
-def _dequantised(checkpoint: Checkpoint) -> Checkpoint:
-    told = (checkpoint.config or {}).get("quantization_config")
-    if told is None:
-        return checkpoint
-    method = told.get("quant_method", "unknown") if isinstance(told, dict) else "unknown"
-    fact = f"is quantised ({method}), which is not merged"
-    raise CheckpointError(checkpoint.ref, fact, "name the original, unquantised checkpoint")
+def with_checkpoints(
+    models: Mapping[str, Model], checkpoints: Sequence[Checkpoint]
+) -> dict[str, Model]:
+    """Return the models with other tensors of the same names."""
+    pairs: Iterator[tuple[tuple[str, Model], Checkpoint]]
+    pairs = zip(models.items(), checkpoints, strict=True)
+    return {ref: replace(model, checkpoint=c) for (ref, model), c in pairs}

@@ -1,41 +1,17 @@
 """Which tensors of which models make each tensor of the output."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from surgery.anatomy import split_layer
 from surgery.checkpoint import TensorInfo
-from surgery.errors import PlanError, RecipeError
-from surgery.method import Method
+from surgery.errors import PlanError
 from surgery.recipe.inputs import Model
-from surgery.recipe.schema import Module, Recipe, Slice, Source
-from surgery.recipe.settings import Position, Settings
+from surgery.recipe.lanes import Lane
+from surgery.recipe.schema import Source
+from surgery.recipe.settings import Position
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """A slice with its opened models.
-
-    Attributes:
-        sources: in the order of the recipe, the base among them.
-        base: the place of the base among the sources, where the method takes one.
-    """
-
-    module: Module
-    slice: Slice
-    sources: tuple[Source, ...]
-    models: tuple[Model, ...]
-    base: int | None
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """The places of the sources that are no base."""
-        return tuple(n for n in range(len(self.sources)) if n != self.base)
-
-    def levels(self, recipe: Recipe, source: Source | None) -> tuple[Settings, ...]:
-        """Return where a parameter is looked for, the closest first."""
-        own = (source.settings,) if source else ()
-        return (*own, self.slice.settings, self.module.settings, recipe.settings)
+# Buffers that old checkpoints hold and every model makes anew; they may be missing or left over.
+COMPUTED = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,115 +19,174 @@ class Output:
     """A tensor of the output.
 
     Attributes:
+        lane: None where it is copied from the donor, outside of what is merged.
         inputs: one per source of the lane, in their order.
         at: where it stands for parameters.
         layer: its layer in the output; None outside.
     """
 
     name: str
-    lane: Lane
+    lane: Lane | None
     inputs: tuple[TensorInfo, ...]
     at: Position
     layer: int | None = None
 
 
-def lanes(recipe: Recipe, models: Mapping[str, Model], method: Method) -> tuple[Lane, ...]:
-    """Pair every slice with its models, the base among them.
+def is_computed(name: str) -> bool:
+    """Whether a tensor is a buffer that every model makes anew."""
+    return name.endswith(COMPUTED)
+
+
+def whole_outputs(lane: Lane, donor: Model, *, belongs: Callable[[str], bool]) -> Iterator[Output]:
+    """Yield the outputs of models that are merged with all their layers.
+
+    Args:
+        belongs: whether one of the donor's tensors is part of what is merged.
 
     Raises:
-        RecipeError: a base is missing, or another number of models than the method takes.
+        PlanError: models differ in depth, or a tensor is missing in one or more in another.
     """
-    return tuple(_lane(recipe, module, slice_, models, method) for module, slice_ in recipe.slices)
-
-
-def check_inputs(recipe: Recipe, method: Method) -> None:
-    """Check the number of models and the base of every slice, before any is opened.
-
-    Raises:
-        RecipeError: a base is missing, or another number of models than the method takes.
-    """
-    for module, slice_ in recipe.slices:
-        sources, base = _sources(recipe, module, slice_, method)
-        _check_count(method, sources, base, slice_.place)
-
-
-def _lane(
-    recipe: Recipe, module: Module, slice_: Slice, models: Mapping[str, Model], method: Method
-) -> Lane:
-    sources, base = _sources(recipe, module, slice_, method)
-    opened = tuple(models[source.model] for source in sources)
-    return Lane(module=module, slice=slice_, sources=sources, models=opened, base=base)
-
-
-def _sources(
-    recipe: Recipe, module: Module, slice_: Slice, method: Method
-) -> tuple[tuple[Source, ...], int | None]:
-    """Return the inputs and the base's place; a base that is not listed is an input too."""
-    base = slice_.base or recipe.base
-    sources = slice_.sources
-    if base is None:
-        if method.base == "required":
-            remedy = "add base_model: the model that the others were trained from"
-            raise RecipeError(slice_.place, f"{method.name} needs a base model", remedy)
-        return sources, None
-    named = [source.model for source in sources]
-    if base not in named and not module.whole and method.base != "none":
-        fact = f"does not name the base {base!r}, so its layers are not known"
-        raise RecipeError(slice_.place, fact, "add it to the sources, with its layer_range")
-    if base not in named and module.whole:
-        sources = (Source(model=base, place=f"{slice_.place}, base_model"), *sources)
-        named.insert(0, base)
-    return sources, named.index(base) if method.base != "none" else None
-
-
-def _check_count(method: Method, sources: Sequence[Source], base: int | None, place: str) -> None:
-    count = len(sources) - (base is not None)
-    if method.least <= count <= (method.most or count):
-        return
-    wanted = f"at least {method.least}" if method.most is None else f"exactly {method.most}"
-    beside = " beside the base" if base is not None else ""
-    plural = "models" if (method.most or method.least) != 1 else "model"
-    fact = f"{method.name} takes {wanted} {plural}{beside}, and there are {count}"
-    remedy = "the base is one of them here, as it takes no base" if base is None else ""
-    listed = ", ".join(source.model for source in sources)
-    raise RecipeError(place, f"{fact} ({listed})", remedy if method.base == "none" else "")
-
-
-def outputs_of(lane: Lane) -> Iterator[Output]:
-    """Yield the outputs of models that are merged whole: every tensor by its name.
-
-    Raises:
-        PlanError: a tensor is missing in one model, or another has more.
-    """
-    first = lane.models[0 if lane.base is None else lane.base]
-    names = list(first.tensors)
+    _check_depths(lane, donor)
+    names = [name for name in donor.tensors if belongs(name)]
+    names += [name for name in _further_heads(lane, donor) if belongs(name)]
     for name in names:
-        layer = _layer(first, name)
-        yield Output(
-            name=name,
-            lane=lane,
-            inputs=tuple(_found(model, name, first) for model in lane.models),
-            at=Position((name,), _share(layer, first)),
-            layer=layer,
-        )
+        if is_computed(name) and any(name not in model.tensors for model in lane.models):
+            continue
+        layer = donor.layer_of(name)
+        share = None if layer is None else _share(layer, donor.anatomy.layers)
+        inputs = tuple(_found(model, name, donor) for model in lane.models)
+        at = Position((name,), share)
+        yield Output(name=name, lane=lane, inputs=inputs, at=at, layer=layer)
+    _check_extra(lane, donor, belongs)
 
 
-def _layer(model: Model, name: str) -> int | None:
-    if model.parts is None:
-        return None
-    inside = split_layer(name, model.parts.stack.prefix)
-    return inside[0] if inside and inside[0] < model.parts.layers else None
+def _check_depths(lane: Lane, donor: Model) -> None:
+    for model in lane.models:
+        if model.parts and donor.parts and model.parts.layers != donor.parts.layers:
+            fact = f"has {model.parts.layers} layers, and {donor.ref} has {donor.parts.layers}"
+            remedy = "merge models of one depth, or choose layers with slices and layer_range"
+            raise PlanError(model.ref, fact, remedy)
 
 
-def _share(layer: int | None, model: Model) -> float | None:
-    if layer is None or model.parts is None:
-        return None
-    return layer / (model.parts.layers - 1) if model.parts.layers > 1 else 1.0
+def _further_heads(lane: Lane, donor: Model) -> Iterable[str]:
+    """Name the head where the donor ties it and another model does not."""
+    if donor.parts is None or not donor.parts.tied:
+        return ()
+    return dict.fromkeys(model.head for model in lane.models if model.head)
 
 
-def _found(model: Model, name: str, first: Model) -> TensorInfo:
-    found = model.find(name)
+def _share(layer: int, layers: int) -> float:
+    return layer / (layers - 1) if layers > 1 else 1.0
+
+
+def _found(model: Model, name: str, donor: Model) -> TensorInfo:
+    found = model.find(name, donor)
     if found is None:
-        fact = f"has no tensor {name!r}, which {first.ref} has"
+        fact = f"has no tensor {name!r}, which {donor.ref} has"
         raise PlanError(model.ref, fact, "merge models of one architecture")
     return found
+
+
+def _check_extra(lane: Lane, donor: Model, belongs: Callable[[str], bool]) -> None:
+    """Refuse tensors that only some models have: nothing would become of them."""
+    for model in lane.models:
+        used = {found.name for name in donor.tensors if (found := model.find(name, donor))}
+        for name in model.tensors:
+            mine = name in used or is_computed(name) or name == model.head
+            if not mine and belongs(name):
+                fact = f"has a tensor {name!r}, which {donor.ref} has not"
+                raise PlanError(model.ref, fact, "merge models of one architecture")
+
+
+def sliced_outputs(
+    lanes: Sequence[Lane], donor: Model, *, belongs: Callable[[str], bool]
+) -> Iterator[Output]:
+    """Yield the outputs of slices: layers in their new order, the rest around them.
+
+    Embeddings come from the first slice's models, all else outside of the layers (the last
+    norm, the head) from the last slice's.
+
+    Raises:
+        PlanError: a layer that there is not, or models that do not fit together.
+    """
+    parts = donor.anatomy
+    outside = [n for n in donor.tensors if belongs(n) and parts.locate(n) is None]
+    outside += [n for n in _further_heads(lanes[-1], donor) if belongs(n)]
+    first = [name for name in outside if parts.part(name) == "embedding"]
+    yield from _outside(first, lanes[0], donor)
+    at = 0
+    for lane in lanes:
+        for offset, count in _offsets(lane):
+            yield from _layer(lane, donor, at, offset, count)
+            at += 1
+    for extra in range(parts.extra_layers):
+        yield from _predictor(lanes[-1], donor, at + extra, extra)
+    yield from _outside([name for name in outside if name not in first], lanes[-1], donor)
+
+
+def _offsets(lane: Lane) -> Iterator[tuple[int, int]]:
+    """Yield the number of each layer within the slice, and how many there are."""
+    counts = {source.model: _count(source, model) for source, model in lane.pairs}
+    count = counts[lane.sources[0].model]
+    if set(counts.values()) != {count}:
+        told = ", ".join(f"{n} of {model}" for model, n in counts.items())
+        fact = f"has sources of different length ({told})"
+        raise PlanError(lane.slice.place, fact, "give each layer_range the same number of layers")
+    yield from ((offset, count) for offset in range(count))
+
+
+def _count(source: Source, model: Model) -> int:
+    begin, end = source.layers or (0, 0)
+    layers = model.anatomy.layers
+    if end > layers:
+        fact = f"layer_range [{begin}, {end}] asks for layer {end - 1}, but {model.ref} has layers"
+        remedy = f"the end is not included: [{min(begin, layers - 1)}, {layers}] ends with the last"
+        raise PlanError(source.place, f"{fact} 0 to {layers - 1}", remedy)
+    return end - begin
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """A layer of a source: the names in it, without its number."""
+
+    model: Model
+    number: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.model.anatomy.stack.layers.get(self.number, ())
+
+    def tensor(self, rest: str) -> TensorInfo:
+        return self.model.tensors[self.model.anatomy.stack.name(self.number, rest)]
+
+
+def _layer(lane: Lane, donor: Model, at: int, offset: int, count: int) -> Iterator[Output]:
+    olds = [_Old(model, source.layers[0] + offset) for source, model in lane.pairs if source.layers]
+    for output in _joined(lane, donor, at, olds):
+        share = Position((output.name,), _share(offset, count))
+        yield replace(output, at=share, layer=at)
+
+
+def _predictor(lane: Lane, donor: Model, at: int, extra: int) -> Iterator[Output]:
+    olds = [_Old(model, model.anatomy.layers + extra) for model in lane.models]
+    yield from _joined(lane, donor, at, olds)
+
+
+def _joined(lane: Lane, donor: Model, at: int, olds: Sequence[_Old]) -> Iterator[Output]:
+    lead = olds[lane.lead]
+    for old in olds:
+        differing = {*old.names} ^ {*lead.names}
+        if told := sorted(rest for rest in differing if not is_computed(rest)):
+            fact = f"layer {old.number} is not built like layer {lead.number} of {lead.model.ref}"
+            raise PlanError(old.model.ref, f"{fact} ({told[0]})", "merge layers of one kind")
+    for rest in lead.names:
+        if all(rest in old.names for old in olds):
+            name = donor.anatomy.stack.name(at, rest)
+            inputs = tuple(old.tensor(rest) for old in olds)
+            yield Output(name=name, lane=lane, inputs=inputs, at=Position((name,), None))
+
+
+def _outside(names: Sequence[str], lane: Lane, donor: Model) -> Iterator[Output]:
+    for name in names:
+        inputs = tuple(_found(model, name, donor) for model in lane.models)
+        yield Output(name=name, lane=lane, inputs=inputs, at=Position((name,), None))

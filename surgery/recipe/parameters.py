@@ -46,13 +46,16 @@ def check_settings(recipe: Recipe, method: Method) -> tuple[str, ...]:
             parameter = method.parameter(name, entries[0].place)
             for entry in entries:
                 check_entry(parameter, entry)
-            if source is not None and not parameter.per_model:
-                told = f"{entries[0].place}: changes nothing, {name} is one for all models"
-                notes[told] = None
-            if source is not None and parameter.per_model and _is_base(source, recipe, method):
-                told = f"{entries[0].place}: changes nothing, the base has no {name}"
-                notes[told] = None
+            if source is not None and (why := _idle(parameter, source, recipe, method)):
+                notes[f"{entries[0].place}: changes nothing, {why}"] = None
     return tuple(notes)
+
+
+def _idle(parameter: Parameter, source: Source, recipe: Recipe, method: Method) -> str:
+    """Return why a model's own setting is never looked at, or nothing."""
+    if not is_per_model(parameter, method):
+        return f"{parameter.name} is one for all models"
+    return f"the base has no {parameter.name}" if _is_base(source, recipe, method) else ""
 
 
 def _all_settings(recipe: Recipe) -> Iterator[tuple[Settings, Source | None]]:
@@ -62,6 +65,11 @@ def _all_settings(recipe: Recipe) -> Iterator[tuple[Settings, Source | None]]:
     for _, slice_ in recipe.slices:
         yield slice_.settings, None
         yield from ((source.settings, source) for source in slice_.sources)
+
+
+def is_per_model(parameter: Parameter, method: Method) -> bool:
+    """Whether a model's own settings count for a parameter: also where there is but one model."""
+    return parameter.per_model or (method.base == "none" and method.most == 1)
 
 
 def _is_base(source: Source, recipe: Recipe, method: Method) -> bool:
@@ -88,9 +96,11 @@ def choose(output: Output, recipe: Recipe, method: Method) -> tuple[Choice, ...]
         RecipeError: a required one has no value, or together they make no sense.
     """
     lane = output.lane
+    assert lane is not None  # noqa: S101 - what is copied has no parameters
     found = []
     for parameter in method.parameters.values():
-        sources = [lane.sources[n] for n in lane.numbers] if parameter.per_model else [None]
+        own = is_per_model(parameter, method)
+        sources = [lane.sources[n] for n in lane.numbers] if own else [None]
         each = tuple(
             decide(
                 parameter,
@@ -130,5 +140,6 @@ class Checked:
         try:
             self._method.check(values)
         except RecipeError as error:
-            place = f"{output.lane.slice.place}, {error.place} of {output.name}"
+            where = output.lane.slice.place if output.lane else ""
+            place = f"{where}, {error.place} of {output.name}"
             raise RecipeError(place, error.fact, error.remedy) from error

@@ -1,6 +1,7 @@
 """Turn a document into a recipe: every key known, every value of its kind."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from surgery.errors import RecipeError
 from surgery.recipe.fields import check_keys, check_table, model_ref
 from surgery.recipe.reader import Document, read_documents
 from surgery.recipe.schema import DTYPES, Module, Recipe, Slice, Source
-from surgery.recipe.settings import Places, Settings, parse_settings
+from surgery.recipe.settings import Places, parse_settings
 from surgery.recipe.tokens import parse_tokenizer
 
 TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
-    *("out_dtype", "tokenizer", "tokenizer_source", "chat_template", "seed", "name"),
+    *("out_dtype", "tokenizer", "tokenizer_source", "chat_template", "seed", "name", "donor"),
 )
 LARGEST_SEED = 2**63
 
@@ -60,6 +61,7 @@ def parse_recipe(document: Document | Mapping[str, Any]) -> Recipe:
         modules=_modules(table, place, notes),
         document=document,
         base=_optional_model(table, "base_model", place),
+        donor_model=_optional_model(table, "donor", place),
         settings=parse_settings(table.get("parameters"), place.below("parameters")),
         dtype=_dtype(table, "dtype", place),
         out_dtype=_dtype(table, "out_dtype", place),
@@ -74,7 +76,7 @@ def parse_recipe(document: Document | Mapping[str, Any]) -> Recipe:
 def _modules(table: Mapping[str, Any], place: Places, notes: list[str]) -> tuple[Module, ...]:
     form = _form(table, place, ("models", "slices", "modules"))
     if form != "modules":
-        return (_module("default", table, form, place, {}, notes),)
+        return (_module("default", table, form, place, notes),)
     found = []
     given = table["modules"]
     if not isinstance(given, dict):
@@ -85,7 +87,7 @@ def _modules(table: Mapping[str, Any], place: Places, notes: list[str]) -> tuple
         check_keys(inner, ("models", "slices", "parameters"), here)
         settings = parse_settings(inner.get("parameters"), here.below("parameters"))
         form = _form(inner, here, ("models", "slices"))
-        found.append(_module(name, inner, form, here, settings, notes))
+        found.append(replace(_module(name, inner, form, here, notes), settings=settings))
     return tuple(found)
 
 
@@ -98,12 +100,7 @@ def _form(table: Mapping[str, Any], place: Places, forms: tuple[str, ...]) -> st
 
 
 def _module(
-    name: str,
-    table: Mapping[str, Any],
-    form: str,
-    place: Places,
-    settings: Settings,
-    notes: list[str],
+    name: str, table: Mapping[str, Any], form: str, place: Places, notes: list[str]
 ) -> Module:
     given = table[form]
     here = place.below(form)
@@ -116,8 +113,7 @@ def _module(
         slices = tuple(_slice(item, here.below(n), notes) for n, item in enumerate(given))
     for slice_ in slices:
         _check_twice(slice_)
-    place_ = place() if name == "default" else place.below()()
-    return Module(name=name, place=place_, slices=slices, whole=form == "models", settings=settings)
+    return Module(name=name, place=place(), slices=slices, whole=form == "models")
 
 
 def _slice(item: object, place: Places, notes: list[str]) -> Slice:

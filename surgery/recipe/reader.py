@@ -178,7 +178,7 @@ class _Reader:
             fact = f"{quoted(str(node.value))} is read as a {kind}"
             raise RecipeError(place, fact, "put it in quotes if it is a word")
         try:
-            return self.scalars.construct_object(node)  # type: ignore[no-untyped-call]
+            return self.scalars.construct_object(node)
         except ValueError as error:  # an integer of thousands of digits, a number of odd spelling
             raise RecipeError(place, f"{quoted(str(node.value))} is no number") from error
 

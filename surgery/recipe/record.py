@@ -10,7 +10,7 @@ from surgery.recipe.reader import Document
 from surgery.recipe.schema import Recipe
 from surgery.recipe.settings import Places
 
-REFERENCES = ("model", "base_model", "tokenizer_source", "tokenizer", "source")
+REFERENCES = ("model", "base_model", "donor", "tokenizer_source", "tokenizer", "source")
 
 
 def recorded(recipe: Recipe, sources: Sequence[Checkpoint]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Recipe:
     modules: tuple[Module, ...]
     document: Document
     base: str | None = None
+    donor_model: str | None = None
     settings: Settings = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
@@ -124,7 +125,12 @@ class Recipe:
 
     @property
     def donor(self) -> str:
-        """The model that config, tokenizer and other files come from: the base, or the first."""
+        """The model that config, other towers and files come from.
+
+        It is the one named as donor, else the base, else the first model.
+        """
+        if self.donor_model:
+            return self.donor_model
         if self.base:
             return self.base
         bases = [slice_.base for _, slice_ in self.slices if slice_.base]

@@ -1,5 +1,6 @@
 """Parameters as they are written, and the one number that each tensor gets."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,11 @@ def check_entry(parameter: Parameter, entry: Entry) -> tuple[Scalar, ...]:
     Raises:
         RecipeError: another type, or out of range.
     """
-    return tuple(parameter.check(coerce(v, parameter), entry.place) for v in entry.values)
+    values = tuple(coerce(value, parameter) for value in entry.values)
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(entry.place, f"{parameter.name} is {value}", "give a finite number")
+    return tuple(parameter.check(value, entry.place) for value in values)
 
 
 def coerce(value: Scalar, parameter: Parameter) -> Scalar:
@@ -126,7 +131,7 @@ def coerce(value: Scalar, parameter: Parameter) -> Scalar:
 
     What cannot be read is returned as it is; `Parameter.check` refuses it.
     """
-    if parameter.kind is bool:
+    if parameter.kind is bool or parameter.bounds.switch:
         word = str(value).lower()
         return True if word in TRUE else False if word in FALSE else value
     if parameter.kind is str or value is None:

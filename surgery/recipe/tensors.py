@@ -8,7 +8,6 @@ from surgery.checkpoint import TensorInfo, make_view
 from surgery.checkpoint.view import ReadRows, read_rows
 from surgery.errors import PlanError, StepError
 from surgery.plan import Step, TensorSpec
-from surgery.recipe.inputs import Model
 from surgery.recipe.outline import Output
 from surgery.recipe.schema import Recipe
 
@@ -33,28 +32,25 @@ def widest(dtypes: Sequence[str]) -> str:
     return "F64" if "F64" in kinds else "F32"
 
 
-def check_shapes(output: Output, donor: Model) -> None:
-    """Refuse inputs that differ in shape, or that no merge understands.
+def check_shapes(output: Output) -> None:
+    """Refuse inputs that differ in shape or kind.
 
     Raises:
         PlanError: naming models, tensor and shapes.
     """
-    first = output.inputs[0]
-    for model, tensor in zip(output.lane.models, output.inputs, strict=True):
-        if tensor.dtype.startswith("F8") or tensor.dtype.startswith("F4"):
-            fact = f"stores {output.name} as {tensor.dtype}, without saying how it is scaled"
-            raise PlanError(model.ref, fact, "name the original checkpoint, before quantisation")
+    first, refs = output.inputs[0], refs_of(output)
+    for ref, tensor in zip(refs, output.inputs, strict=True):
         if tensor.shape != first.shape:
-            _refuse_shape(output, donor, model, tensor)
+            shapes = f"{list(first.shape)} in {refs[0]} and {list(tensor.shape)} in {ref}"
+            raise PlanError(output.name, f"is {shapes}", "merge models of one size")
         if is_float(tensor) != is_float(first):
-            told = f"{first.dtype} in {output.lane.models[0].ref} and {tensor.dtype} in {model.ref}"
+            told = f"{first.dtype} in {refs[0]} and {tensor.dtype} in {ref}"
             raise PlanError(output.name, f"is {told}", "merge models of one kind")
 
 
-def _refuse_shape(output: Output, donor: Model, model: Model, tensor: TensorInfo) -> None:
-    first, other = output.inputs[0], output.lane.models[0]
-    shapes = f"{list(first.shape)} in {other.ref} and {list(tensor.shape)} in {model.ref}"
-    raise PlanError(output.name, f"is {shapes}", "merge models of one size")
+def refs_of(output: Output) -> tuple[str, ...]:
+    """Return the models that the inputs are from."""
+    return tuple(model.ref for model in output.lane.models) if output.lane else ("the donor",)
 
 
 def copied_step(output: Output, *, dtype: str | None = None) -> Step:
@@ -80,7 +76,7 @@ def _same(x: Any) -> Any:  # noqa: ANN401 - a tensor
 def _equal_view(output: Output) -> TensorInfo:
     """Return the first input, compared with the others when it is read."""
     first = output.inputs[0]
-    refs = [model.ref for model in output.lane.models]
+    refs = refs_of(output)
     return make_view(
         first.name,
         dtype=first.dtype,

@@ -42,7 +42,7 @@ def _multiple(given: object, place: Places) -> int | None:
     if given is not None and (type(given) is not int or given < 1):
         fact = f"{given!r} is no whole number above 0"
         raise RecipeError(place("pad_to_multiple_of"), fact, "write for instance 64")
-    return given  # type: ignore[return-value]  # told above
+    return given
 
 
 def _tokens(given: object, place: Places) -> dict[str, TokenSource]:
