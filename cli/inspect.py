@@ -217,7 +217,7 @@ def _tensors(source: Checkpoint) -> Iterator[dict[str, Any]]:
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "bytes": tensor.nbytes,
-            "file": str(tensor.file.relative_to(source.root)),
+            "file": source.file_names[tensor.file],
         }
 
 

@@ -279,7 +279,7 @@ class Engine:
             for slot, width in enumerate(widths, start=len(step.inputs))
         ]
         hashed = [Leaves(leaf_digests) for _ in widths]
-        fn = self._pending[item.step].last or _flat(step.fn)
+        fn = self._pending[item.step].last or _flat(step)
         parts = reading.parts(item.start, item.count)
         for start, count in backend.write_parts(fn, parts, step.outputs, buffers):
             for (name, _), view, width, leaves in zip(
@@ -411,9 +411,10 @@ def _asks(pending: _Pending, group: str) -> bool:
     return pending.request is not None and pending.request.group == group
 
 
-def _flat(fn: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Turn an elementwise function into one of a part; none gives back what it is given."""
-    return lambda _, *inputs: fn(*inputs) if fn else inputs[0]
+def _flat(step: Step) -> Callable[..., Any]:
+    """Turn an elementwise function into one of a part; none gives each output what it is given."""
+    fn, copies = step.fn, len(step.outputs)
+    return lambda _, *inputs: fn(*inputs) if fn else inputs * copies
 
 
 def _key(tensor: TensorInfo) -> str:

@@ -48,6 +48,8 @@ def loading_problems(checkpoint: Checkpoint) -> list[str]:
 
 def _askable(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
+    if checkpoint.adapters:
+        raise CannotTell("adapters are added when it is read; `surgery lora fuse` writes it out")
     if config is None:
         raise CannotTell("there is no config.json, which would say what to build")
     if (checkpoint.root / "adapter_config.json").exists():

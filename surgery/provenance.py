@@ -90,7 +90,7 @@ def _input_record(plan: Plan, source: Checkpoint, digests: Digests) -> dict[str,
             if tensor.file in used:
                 used[tensor.file][tensor.name] = tensor
     files = {
-        file.name: {
+        source.file_names[file]: {
             "bytes": source.stamps[file][2],
             "tensors_read": len(tensors),
             "digest": _file_digest(file, tensors, digests),
@@ -128,11 +128,13 @@ def tool_version() -> str:
 
 
 def read_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the record of a checkpoint, or None where it has none.
+    """Return the record of a checkpoint, or None where it has none, as a base with adapters.
 
     Raises:
         CheckpointError: the record is there, and broken or of a later format.
     """
+    if checkpoint.adapters:  # what lies there is the base's own
+        return None
     if checkpoint.bare:
         place = checkpoint.files[0]
         text = checkpoint.metadata.get(KEY)

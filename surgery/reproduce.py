@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.checkpoint.adapters import WEIGHTS
+from surgery.checkpoint.refs import pinned, split_ref
 from surgery.engine import Progress
 from surgery.errors import CheckpointError, RecipeError, VerificationError
 from surgery.plan import Plan
@@ -125,15 +127,16 @@ def _open_inputs(
 
 def _open_input(entry: Record, operation: Operation, moved: Mapping[str, str]) -> Checkpoint:
     ref, revision = entry["ref"], entry.get("revision")
-    place = moved.get(ref) or (f"{ref.partition('@')[0]}@{revision}" if revision else ref)
-    if not revision and ref not in moved and not Path(ref).expanduser().exists():
+    place = moved.get(ref) or pinned(ref, revision)
+    gone = any(not Path(part).expanduser().exists() for part in split_ref(ref))
+    if not revision and ref not in moved and gone:
         fact = "is an input of the record, and is no longer there"
         raise CheckpointError(ref, fact, f"say where it is now: --input {ref}=NEW")
     source = operation.open_input(place, weights=_choice(entry, place))
-    found = {file.name: source.stamps[file][2] for file in source.files}
+    found = {name: source.stamps[file][2] for file, name in source.file_names.items()}
     told = {name: facts.get("bytes") for name, facts in entry["files"].items()}
     if source.bare:  # a file may have another name now
-        found, told = ({"": size} for size in (*found.values(), *told.values()))
+        found, told = ({str(n): v for n, v in enumerate(sizes.values())} for sizes in (found, told))
     if found != told:
         name = next(n for n in {**told, **found} if told.get(n) != found.get(n)) or place
         fact = (
@@ -145,8 +148,8 @@ def _open_input(entry: Record, operation: Operation, moved: Mapping[str, str]) -
 
 def _choice(entry: Record, place: str) -> str | None:
     """Return the weight file to take where a directory holds several."""
-    names = list(entry["files"])
-    folder = Path(place).expanduser()
+    names = [name for name in entry["files"] if not name.startswith(WEIGHTS)]
+    folder = Path(split_ref(place)[0]).expanduser()
     if len(names) == 1 and (folder / names[0]).exists():
         return str(names[0])
     both = ("model.safetensors", "model.safetensors.index.json")

@@ -93,6 +93,15 @@ class Checkpoint:
         return "+".join((own, *self.adapters))
 
     @property
+    def file_names(self) -> dict[Path, str]:
+        """What each weight file is called in lists and records: no two alike."""
+        names: dict[Path, str] = {}
+        for file in self.files:
+            count = sum(other.name == file.name for other in names)
+            names[file] = f"{file.name} ({count + 1})" if count else file.name
+        return names
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

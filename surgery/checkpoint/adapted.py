@@ -24,14 +24,14 @@ class Adapted:
         tensors: by name, views where an adapter changes them.
         config: the base's, changed where an adapter changes the vocabulary or unties the head.
         notes: what a user should know.
-        replaced: what an adapter put in the place of a tensor whole, by name.
+        resized: by name, the rows that an embedding or head had before.
         kept: the factors that views share.
     """
 
     tensors: dict[str, TensorInfo]
     config: dict[str, Any] | None
     notes: list[str] = field(default_factory=list)
-    replaced: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, int] = field(default_factory=dict)
     kept: Kept = field(default_factory=Kept)
     _names: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 

@@ -123,7 +123,6 @@ def _replace(
         why="replace",
         key=str(adapter.file),
     )
-    to.replaced[old.name] = f"replaced by {adapter.name}"
 
 
 def _resize(to: Adapted, adapter: Adapter, old: TensorInfo, new: TensorInfo) -> None:
@@ -132,6 +131,7 @@ def _resize(to: Adapted, adapter: Adapter, old: TensorInfo, new: TensorInfo) -> 
     sound = len(old.shape) == len(new.shape) == MATRIX and old.shape[1:] == new.shape[1:]
     if not sound or rows not in (old.shape[0], new.shape[0]):
         raise misfit(adapter, old.name, list(new.shape), list(old.shape))
+    to.resized[old.name] = old.shape[0]
     if rows != new.shape[0]:
         to.text["vocab_size"] = new.shape[0]
         told = f"{adapter.name} resizes the vocabulary from {rows} to {new.shape[0]} rows"
@@ -140,10 +140,13 @@ def _resize(to: Adapted, adapter: Adapter, old: TensorInfo, new: TensorInfo) -> 
 
 def _check_vocabulary(to: Adapted, adapter: Adapter) -> None:
     """Refuse an adapter that resizes the embedding or the head and not the other."""
-    head, told = to.find(f"{HEAD}.weight"), to.text.get("vocab_size")
-    resized = [n for n in to.replaced if to.tensors[n].shape[:1] == (told,)]
-    if head and resized and to.tensors[head].shape[0] != told:
-        raise misfit(adapter, head, f"{told} rows", list(to.tensors[head].shape))
+    resized = next((t for t in to.tensors.values() if t.name in to.resized), None)
+    if resized is None:
+        return
+    left = (to.resized[resized.name], *resized.shape[1:])
+    for name, tensor in to.tensors.items():
+        if tensor.shape == left and not any(word.isdigit() for word in name.split(".")):
+            raise misfit(adapter, name, list(resized.shape), list(left))
 
 
 def _set_tokens(

@@ -176,6 +176,9 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
 
 
 def _check_parts(found: Checkpoint) -> None:
+    if found.adapters:
+        remedy = "write it out first: surgery lora fuse BASE ADAPTER -o OUT"
+        raise CheckpointError(found.ref, "is evaluated only as one model", remedy)
     if found.bare:
         remedy = "put it in a directory with its config.json and tokenizer"
         raise CheckpointError(found.ref, "a weight file alone cannot be evaluated", remedy)

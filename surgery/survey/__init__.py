@@ -233,7 +233,7 @@ def _files(checkpoint: Checkpoint) -> tuple[File, ...]:
     config = (checkpoint.root / "config.json",) if checkpoint.config is not None else ()
     return tuple(
         File(
-            name=str(path.relative_to(checkpoint.root)),
+            name=checkpoint.file_names.get(path) or str(path.relative_to(checkpoint.root)),
             bytes=path.stat().st_size,
             tensors=tensors.get(path, 0),
         )
