@@ -3,36 +3,42 @@
 from collections.abc import Iterator, Sequence
 
 from merges.stages.matrices import (
-    EACH,
+    ONE,
+    Held,
     Merged,
     Others,
-    Scale,
     Tolerance,
     Vectors,
     Vocabulary,
-    Weight,
+    check_lines,
     held_bytes,
+    layered,
     merged_matrices,
     rule_of,
     total,
 )
-from merges.stages.spectrum import eigh_bytes, gram, spectrum
+from merges.stages.parameters import Lambda, LinesAlpha, LinesBeta, Weight
+from merges.stages.spectrum import DECOMPOSING, gram, spectrum, squares
 from surgery.method import Place, Tensor, merge
 
 
-@merge(
-    source="https://arxiv.org/abs/2502.04959",
-    holds=held_bytes(lambda _, short, *__: eigh_bytes(short)),
-)
+def _held(rows: int, columns: int, *_: object) -> Held:
+    side = min(rows, columns)
+    return Held(squares(DECOMPOSING, side), squares(1, side))
+
+
+@merge(source="https://arxiv.org/abs/2502.04959", holds=held_bytes(_held), check=check_lines)
 def iso_c(
     base: Tensor,
     models: Sequence[Tensor],
     *,
-    weight: Weight = EACH,
-    lambda_: Scale = 1.0,
+    weight: Weight = ONE,
+    lambda_: Lambda = 1.0,
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
     vocabulary: Vocabulary = "mean",
+    lines_alpha: LinesAlpha = None,
+    lines_beta: LinesBeta = None,
     place: Place,
 ) -> Iterator[Tensor]:
     r"""Give all singular values of the sum of the task vectors their mean.
@@ -43,18 +49,19 @@ def iso_c(
     Shapes: [rows, columns]; experts [experts, rows, columns] one by one.
 
     Deviations: the mean is over the singular values that are not zero, and only their directions
-    get it; the authors give arbitrary directions of the null space the mean over all. Embeddings
-    and heads are averaged, unless `vocabulary` tells otherwise (see decision 030).
+    get it; the authors' code gives it to arbitrary directions of the null space as well.
+    Embeddings and heads are averaged unless `vocabulary` is svd.
 
     Source: "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
-    Subspaces", arXiv 2502.04959, section 4.1, algorithm 1.
+    Subspaces", arXiv 2502.04959, section 4.1.
     """
 
     def flattened(vectors: Vectors) -> Merged:
         sums = (total(block) for block in vectors.blocks())
-        values, right = spectrum(gram(sums, vectors.short), tolerance)
+        values, right = spectrum(gram(sums, vectors.width), tolerance)
         factor = (right * (values.mean() / values)) @ right.T
         return lambda block: total(block) @ factor
 
     rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
-    return merged_matrices(base, models, flattened, weight=weight, scale=lambda_, rule=rule)
+    scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
+    return merged_matrices(base, models, flattened, weight=weight, scale=scale, rule=rule)
