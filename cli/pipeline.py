@@ -38,8 +38,20 @@ def run_pipeline(document: Document, writing: Writing, *, only: str | None = Non
     check_order({s.name: s.uses for s in steps}, lambda name: document.place("steps", name))
     _check_keep(steps)
     defaults = _defaults(writing)
-    folder = Folder(_folder(document, writing), readonly=writing.dry_run)
     tasks = [as_task(step, defaults) for step in steps]
+    run_tasks(tasks, _folder(document, writing), writing, only=only)
+
+
+def run_tasks(
+    tasks: Sequence[Task], path: Path, writing: Writing, *, only: str | None = None
+) -> None:
+    """Carry out tasks in a folder, or tell what would be done, by the options.
+
+    Raises:
+        RecipeError: `only` names none of them.
+        PlanError: one cannot be planned; nothing was run.
+    """
+    folder = Folder(path, readonly=writing.dry_run)
     with folder:
         there = None
         if only is not None:

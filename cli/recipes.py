@@ -53,7 +53,7 @@ def make_recipe(
         _print_explained(compiled, as_json=writing.as_json)
         return
     plan = compiled.plan
-    out = out or writing.output or default_output(plan.sources[0], recipe.method)
+    out = out or writing.output or default_output(plan.sources[0], recipe.name or recipe.method)
     write_plan(plan, out, writing)
 
 
