@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import add
 from typing import TYPE_CHECKING, Annotated, Any
 
-from merges.stages.sphere import arc, gram, products_along, vectors
+from merges.stages.sphere import arc, gram, gram_along, vectors
 from surgery.method import Param, PerModel, Tensor, merge
 from surgery.passes import Each, Passes, Slices
 
@@ -48,11 +48,10 @@ def nuslerp(
     del base, second  # shapes only; slices know whether there is a base
     t = _second_share(weight)
     if nuslerp_flatten or first.ndim <= 1:
-        dots = yield from gram(vectors, 2)
-        whole = arc(dots[[0, 0, 1], [0, 1, 1]], t)
+        whole = arc((yield from gram(vectors, 2)), t)
         return lambda x: _joined(x, vectors(x), whole)
     if nuslerp_row_wise:
-        found = yield Each(lambda x: products_along(vectors(x), 0), fold=add)
+        found = yield Each(lambda x: gram_along(vectors(x), 0), fold=add)
         columns = arc(found[0], t)
         return lambda x: _joined(x, vectors(x), columns)
     return lambda x: _by_row(x, first.shape[-1], t)
@@ -65,7 +64,7 @@ def _second_share(weight: Sequence[float]) -> float:
 
 def _by_row(x: Slices, width: int, t: float) -> Tensor:
     rows = [vector.reshape(-1, width) for vector in vectors(x)]
-    factors = arc(products_along(rows, 1), t)
+    factors = arc(gram_along(rows, 1), t)
     return _joined(x, rows, [factor[:, None] for factor in factors])
 
 

@@ -30,55 +30,62 @@ def gram(told: Callable[[Slices], Sequence[Tensor]], count: int) -> Generator[Ea
     """Ask for the dot products of `count` flat vectors: `yield from gram`; [count, count]."""
     import numpy as np
 
-    parts: list[Sequence[float]] = yield Each(lambda x: products(told(x)))
-    found = np.zeros((count, count))
-    for pair, column in zip(_pairs(count), zip(*parts, strict=True), strict=True):
-        found[pair] = found[pair[::-1]] = math.fsum(column)
-    return found
+    parts: list[Sequence[float]] = yield Each(lambda x: _products(told(x)))
+    return _square(np.array([math.fsum(column) for column in zip(*parts, strict=True)]), count)
 
 
-def products(flat: Sequence[Tensor]) -> list[float]:
-    """Return the dot products of slices, each with itself and all behind it."""
+def _products(flat: Sequence[Tensor]) -> list[float]:
     import torch
 
     wide = [vector.reshape(-1).double() for vector in flat]
     return [float(torch.dot(wide[i], wide[j])) for i, j in _pairs(len(wide))]
 
 
-def products_along(matrices: Sequence[Tensor], axis: int) -> "Array":
-    """Return the same products of the vectors that lie along an axis of matrices.
+def gram_along(matrices: Sequence[Tensor], axis: int) -> "Array":
+    """Return the dot products of the vectors that lie along an axis of matrices.
 
-    Shapes: [rows, columns] each; the result is [pairs, rows] for axis 1, else [pairs, columns].
+    Shapes: [rows, columns] each; [count, count, rows] for axis 1, [count, count, columns] for 0.
     """
     import numpy as np
 
     wide = [matrix.double() for matrix in matrices]
-    return np.stack([(wide[i] * wide[j]).sum(axis).numpy() for i, j in _pairs(len(wide))])
+    pairs = [(wide[i] * wide[j]).sum(axis).numpy() for i, j in _pairs(len(wide))]
+    return _square(np.stack(pairs), len(wide))
 
 
 def _pairs(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i, count)]
 
 
-def cosine(dot: "Array", first: "Array", second: "Array") -> "Array":
-    """Return cosines from dot products and squared lengths; 0 beside a vector of length 0."""
+def _square(pairs: "Array", count: int) -> "Array":
     import numpy as np
 
-    lengths = np.sqrt(first) * np.sqrt(second)
-    found: Array = np.clip(dot / np.where(lengths > 0, lengths, 1.0), -1.0, 1.0)
+    found = np.empty((count, count, *pairs.shape[1:]))
+    for (i, j), value in zip(_pairs(count), pairs, strict=True):
+        found[i, j] = found[j, i] = value
+    return found
+
+
+def cosines(dots: "Array") -> "Array":
+    """Return cosines from dot products [count, count, ...]; 0 beside a vector of length 0."""
+    import numpy as np
+
+    lengths = np.sqrt(np.einsum("ii...->i...", dots))
+    both = lengths[:, None] * lengths[None]
+    found: Array = np.clip(dots / np.where(both > 0, both, 1.0), -1.0, 1.0)
     return found
 
 
 def arc(dots: "Array", t: float) -> tuple["Array", "Array"]:
     """Return the factors of two vectors for the point at `t` of the great circle between them.
 
-    Shapes: `dots` is [3, ...], the products 11, 12 and 22; each factor is [...].
+    Shapes: `dots` is [2, 2, ...]; each factor is [...].
     """
     import numpy as np
 
-    cosines = cosine(dots[1], dots[0], dots[2])
-    sines = np.sqrt((1 - cosines) * (1 + cosines))
-    angle, flat = np.arccos(cosines), sines < FLAT
-    under = np.where(flat, 1.0, sines)
+    cosine = cosines(dots)[0, 1]
+    sine = np.sqrt((1 - cosine) * (1 + cosine))
+    angle, flat = np.arccos(cosine), sine < FLAT
+    under = np.where(flat, 1.0, sine)
     first = np.where(flat, 1 - t, np.sin((1 - t) * angle) / under)
     return first, np.where(flat, t, np.sin(t * angle) / under)
