@@ -1,10 +1,12 @@
 """How a vocabulary spells text: GPT-2's letters for bytes, a mark for spaces, or plainly."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 Alphabet = Literal["bytes", "spaces", "plain"]
 SPACE = "\u2581"  # SentencePiece's mark
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # what a byte without a piece of its own is spelled as
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 
 
@@ -41,15 +43,20 @@ def spelled(
 ) -> dict[bytes, int]:
     """Return the ids by the bytes of text that each token stands for.
 
-    Where two tokens stand for the same bytes, the one of the lower id is taken.
+    Where two tokens stand for the same bytes, the one of the lower id is taken, and one that is
+    only the fall-back for a byte last of all.
     """
     table = _letters()
-    ordered = sorted(ids, key=ids.__getitem__)
+    ordered = sorted(ids, key=lambda token: (_is_byte(token), ids[token]))
     found: dict[bytes, int] = {}
     for token in ordered:
         key = token.encode() if token in added else _text(token, alphabet, table)
         found.setdefault(key, ids[token])
     return found
+
+
+def _is_byte(token: str) -> bool:
+    return BYTE.fullmatch(token) is not None
 
 
 def _letters() -> dict[int, int]:
@@ -66,7 +73,7 @@ def _text(token: str, alphabet: Alphabet, table: Mapping[int, int]) -> bytes:
     if alphabet == "bytes" and all(ord(letter) in table for letter in token):
         return bytes(table[ord(letter)] for letter in token)
     if alphabet == "spaces":
-        if len(token) == len("<0x00>") and token.startswith("<0x"):
+        if _is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace(SPACE, " ").encode()
     return token.encode()

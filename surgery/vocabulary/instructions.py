@@ -53,7 +53,7 @@ def _instruction(
     force = table.get("force", False)
     if not isinstance(force, bool):
         raise RecipeError(f"{place}.force", f"is {force!r}", "write true or false")
-    if "source" not in table:
+    if table.get("source") is None:
         raise RecipeError(place, "has no source", "say where the row comes from")
     model, row = _source(f"{place}.source", token, table["source"], models, names)
     return Instruction(token=token, model=model, row=row, force=force)

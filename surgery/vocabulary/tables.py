@@ -66,8 +66,8 @@ def table_rows(checkpoint: Checkpoint) -> int:
 
 
 def _is_embedding(name: str) -> bool:
-    other = OTHER_TOWERS.search(name) or NOT_TOKENS.search(name) or PER_LAYER.search(name)
-    return not other and EMBEDDING.search(name) is not None
+    others = (OTHER_TOWERS, NOT_TOKENS, PER_LAYER, HEAD)
+    return EMBEDDING.search(name) is not None and not any(p.search(name) for p in others)
 
 
 def find_tables(checkpoint: Checkpoint) -> dict[str, Table]:

@@ -113,11 +113,7 @@ class _Ask:
 
 def _source(choice: str | None, base: int | None, names: Sequence[str], donor: int) -> int:
     """Return the place of the model whose tokenizer the output's begins with."""
-    if choice == "base":
-        if base is None:
-            raise RecipeError(PLACE, "asks for the base model's, and there is none", "name a model")
-        return base
-    if choice in (None, "union"):
+    if choice in (None, "union", "base"):
         return donor if base is None else base
     return find_model(PLACE, choice, names)
 
@@ -176,9 +172,14 @@ def _union(
     source = models[ask.source]
     others = [m for n, m in enumerate(models) if n != ask.source] if ask.union else []
     known = source.ids.keys() | {token for model in others for token in model.ids}
-    more = foreign(instructions, known)
+    more = {token: _flags(token, models) for token in foreign(instructions, known)}
     grown = more or any(not model.ids.keys() <= source.ids.keys() for model in others)
     return unite(source, others, more) if grown else None
+
+
+def _flags(token: str, models: Sequence[Vocabulary]) -> Mapping[str, Any]:
+    """Return the flags of a token that a recipe adds: the first model's that has it added."""
+    return next((m.added[token] for m in models if token in m.added), {"normalized": True})
 
 
 def _size(source: Vocabulary, ids: Mapping[str, int], multiple: int | None) -> int:

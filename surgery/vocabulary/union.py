@@ -33,11 +33,14 @@ class Union:
     notes: tuple[str, ...]
 
 
-def unite(donor: Vocabulary, others: Sequence[Vocabulary], more: Iterable[str] = ()) -> Union:
+def unite(
+    donor: Vocabulary, others: Sequence[Vocabulary], more: Mapping[str, Mapping[str, Any]]
+) -> Union:
     """Add the tokens of other models, and single further ones, to the donor's tokenizer.
 
     New tokens follow the donor's last id: model after model, each in the order of its ids, then
-    `more`. Rows that pad the donor's table are named first. Merges follow the donor's likewise.
+    `more`, which are added tokens with their flags. Rows that pad the donor's table are named
+    first. Merges follow the donor's likewise.
 
     Raises:
         RecipeError: a tokenizer has no tokenizer.json, or the tokenizers are of kinds that do
@@ -49,7 +52,7 @@ def unite(donor: Vocabulary, others: Sequence[Vocabulary], more: Iterable[str] =
     for model in others:
         _append(ids, sorted(model.ids, key=model.ids.__getitem__))
     _append(ids, more)
-    document = _document(donor, others, ids)
+    document = _document(donor, others, ids, more)
     files = {"tokenizer.json": compact(document)}
     if isinstance(donor.settings.get("added_tokens_decoder"), dict):
         files["tokenizer_config.json"] = compact(_settings(donor, document["added_tokens"]))
@@ -92,11 +95,22 @@ def _model(vocabulary: Vocabulary) -> Mapping[str, Any]:
 
 
 def _document(
-    donor: Vocabulary, others: Sequence[Vocabulary], ids: Mapping[str, int]
+    donor: Vocabulary,
+    others: Sequence[Vocabulary],
+    ids: Mapping[str, int],
+    more: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     old = dict(donor.document or {})
     model = dict(_model(donor))
-    added = _added_tokens(donor, others, ids)
+    flags = {**_added_tokens(donor, others), **more}
+    added = [
+        {
+            "id": ids[token],
+            "content": token,
+            **{flag: flags[token].get(flag, False) for flag in FLAGS},
+        }
+        for token in sorted(flags, key=ids.__getitem__)
+    ]
     if donor.kind != "Unigram":
         # Added tokens go into the model's vocabulary too: tokenizers gives those that are not
         # in it the ids that follow it, whatever the file says.
@@ -120,26 +134,19 @@ def _pairs(merges: Sequence[Any]) -> Iterable[tuple[str, ...]]:
     return map(tuple, merges)
 
 
-def _added_tokens(
-    donor: Vocabulary, others: Sequence[Vocabulary], ids: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """List added tokens by id, with the flags of the first model that has them.
+def _added_tokens(donor: Vocabulary, others: Sequence[Vocabulary]) -> dict[str, Mapping[str, Any]]:
+    """Return added tokens with the flags of the first model that has them.
 
     An ordinary token of the donor becomes an added one only where another model holds it special.
     """
-    flags = {token: dict(told) for token, told in donor.added.items()}
+    flags = dict(donor.added)
     known: set[str] = set(donor.ids)
     for model in others:
         for token, told in model.added.items():
             if token not in known or told["special"]:
-                flags.setdefault(token, dict(told))
+                flags.setdefault(token, told)
         known |= model.ids.keys()
-    for token in reversed(list(ids)):  # asked for singly: they come last
-        if token in known:
-            break
-        flags[token] = dict.fromkeys(FLAGS, False)
-    ordered = sorted(flags, key=ids.__getitem__)
-    return [{"id": ids[token], "content": token, **flags[token]} for token in ordered]
+    return flags
 
 
 def _settings(donor: Vocabulary, added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
