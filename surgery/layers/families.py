@@ -1,6 +1,6 @@
 """What each architecture takes its layers to be where its config does not say (data).
 
-Checked against the configuration classes of transformers 5.23 by tests/growth/test_families.py. A
+Checked against the configuration classes of transformers by tests/growth/test_transformers.py. A
 family that is in no table here either has layers that are all alike, or says in its config what
 each one is.
 """

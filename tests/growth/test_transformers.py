@@ -18,10 +18,10 @@ from config_oracle import COUNTS, MODELS
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-from growth import layerkeys
 from growth.stack import stack
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, SurgeryError
+from surgery.layers import keys
 from surgery.layers.rules import RULES
 
 N = 8
@@ -56,7 +56,7 @@ REFUSED = {
     "scale_attn_by_inverse_layer_idx",
 }  # fmt: skip
 
-RULE, LIST, FAMILY = "a rule of layerrules", "a list that moves", "refused with its family"
+RULE, LIST, FAMILY = "a rule of surgery.layers", "a list that moves", "refused with its family"
 TOWER, BUILD = "not the language model", "refused, as layers are built differently"
 SHARED = "refused by num_kv_shared_layers"
 IMAGES = "image layers stay at the start"
@@ -110,11 +110,11 @@ def _taken(node):
 
 
 def test_every_entry_that_may_be_about_layers_is_decided():
-    decided = SAY_NOTHING | ELSEWHERE | REFUSED | layerkeys.PER_LAYER | layerkeys.MAYBE_PER_LAYER
-    decided |= layerkeys.NUMBERS | layerkeys.NOT_LAYERS | set(layerkeys.REFUSED)
-    decided |= set(layerkeys.OVERRIDDEN) | layerkeys.HARMLESS | set(layerkeys.COUNTS)
+    decided = SAY_NOTHING | ELSEWHERE | REFUSED | keys.PER_LAYER | keys.MAYBE_PER_LAYER
+    decided |= keys.NUMBERS | keys.NOT_LAYERS | set(keys.REFUSED)
+    decided |= set(keys.OVERRIDDEN) | keys.HARMLESS | set(keys.COUNTS)
     decided |= {key for rule in RULES for key in rule.reads}
-    sounds = re.compile(rf"{layerkeys.SUSPICIOUS.pattern}|(^|_)layers?(_|$)|block")
+    sounds = re.compile(rf"{keys.SUSPICIOUS.pattern}|(^|_)layers?(_|$)|block")
     entries = {key: sorted(names) for key, names in config_entries().items() if sounds.search(key)}
     assert len(entries) > 60
     assert {key: names for key, names in entries.items() if key not in decided} == {}
