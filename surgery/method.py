@@ -47,7 +47,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from torch import Tensor
 
-    PerModel = Sequence
+    PerModel = Sequence[T] | Any  # a default is one value for all
 else:
     Tensor = Any
 
@@ -63,13 +63,18 @@ WANTED = {float: "a number", int: "a whole number", bool: "true or false", str: 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """What an annotation says of a parameter beside its type: help and bounds."""
+    """What an annotation says of a parameter beside its type: help and bounds.
+
+    Attributes:
+        switch: the words that true and false stand for, where the peer has a switch.
+    """
 
     help: str
     gt: float | None = None
     ge: float | None = None
     lt: float | None = None
     le: float | None = None
+    switch: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,8 @@ class Parameter:
         """
         if value is None and self.optional:
             return None
+        if isinstance(value, bool) and self.bounds.switch:
+            value = self.bounds.switch[not value]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.kind is float and isinstance(value, int) and number:
             value = float(value)
