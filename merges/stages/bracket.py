@@ -46,7 +46,7 @@ class Sample:
 
     Attributes:
         taken: in the order of the vector.
-        weights: how many elements each stands for.
+        weights: how many elements each stands for; one number for all, or one each.
         room: least distance of the bracket's ends from the rank sought, in elements.
         limit: elements that may be collected.
     """
@@ -61,6 +61,9 @@ class Sample:
         """The values, descending, and how many elements each and those before it stand for."""
         import numpy as np
 
+        if np.ndim(self.weights) == 0:
+            steps = np.arange(1, self.taken.size + 1)
+            return np.sort(self.taken)[::-1], steps * self.weights
         order = np.argsort(-self.taken)
         return self.taken[order], np.cumsum(self.weights[order])
 
@@ -88,7 +91,7 @@ class Sample:
 
     def _spread(self, value: float, rank: int) -> float:
         """Standard error of a count of elements above the value, in elements."""
-        total, size = float(self.weights.sum()), self.taken.size
+        total, size = float(self._sorted[1][-1]), self.taken.size
         share = min(rank / total, 1.0)
         apart = sqrt(share * (1 - share) / size)
         if size % BLOCKS == 0:
@@ -137,7 +140,7 @@ def single_sample(taken: Array, numel: int, *, limit: int) -> Sample:
 
     known = taken if not np.isnan(taken).any() else taken[~np.isnan(taken)]
     weight = numel / max(taken.size, 1)
-    return Sample(known, np.full(known.size, weight), 2 * weight, limit)
+    return Sample(known, np.float64(weight), 2 * weight, limit)
 
 
 def thinned(taken: Array, numel: int) -> tuple[Array, Array]:

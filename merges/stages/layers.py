@@ -1,0 +1,71 @@
+"""Scale a merged task vector by its place in the model (LiNeS), and add it to the base."""
+
+from collections.abc import Generator
+from typing import Any
+
+from merges.stages.combine import Combined
+from surgery.method import Place, Tensor
+from surgery.passes import Each, Passes, Slices
+
+
+def added(
+    combined: Combined,
+    *,
+    scale: float = 1.0,
+    lines_alpha: float | None,
+    lines_beta: float | None,
+    place: Place,
+) -> Passes:
+    """Add the combined task vector to the base, scaled: the last stage.
+
+    Where the vector is zero, the base stays what it is, even a negative zero.
+    """
+    alpha, beta = yield from _line(combined, lines_alpha, lines_beta)
+    factor = -scale * (alpha + beta * (place.depth or 0.0))
+
+    def last(x: Slices) -> Tensor:
+        # Minus plus zero leaves -0.0 as it is; plus zero would not.
+        return x.base - combined(x).mul_(factor).add_(0.0)
+
+    return last
+
+
+def _line(
+    combined: Combined, alpha: float | None, beta: float | None
+) -> Generator[Each, Any, tuple[float, float]]:
+    """Return the layer scale's start and slope over the depth.
+
+    Neither given: no layer scale. Alpha alone: up to 1 in the last layer, as for one task.
+    Beta alone: alpha by the paper's rule for several tasks, which looks at the whole model.
+
+    Source: LiNeS, arXiv 2410.17146, equations 2 and 3, and section 4.3 for the rule.
+    """
+    if alpha is not None:
+        return alpha, 1 - alpha if beta is None else beta
+    if beta is None:
+        return 1.0, 0.0
+    (plain, merged, models), _ = yield Each(
+        lambda x: _norms(x, combined), group="lines", combine=_summed, fold=_plus
+    )
+    return (plain / merged / models if merged else 1.0 / models), beta
+
+
+def _norms(x: Slices, combined: Combined) -> tuple[float, float, int]:
+    """Return the L1 norms of the task vectors' plain sum and of the merged vector."""
+    plain = x.deltas[0].clone()
+    for delta in x.deltas[1:]:
+        plain.add_(delta)
+    return float(plain.abs_().sum()), float(combined(x).abs_().sum()), len(x.models)
+
+
+def _plus(a: tuple[float, float, int], b: tuple[float, float, int]) -> tuple[float, float, int]:
+    return a[0] + b[0], a[1] + b[1], a[2]
+
+
+def _summed(tensors: list[list[tuple[float, float, int]]]) -> tuple[float, float, int]:
+    from math import fsum
+
+    found = [part for parts in tensors for part in parts]
+    if not found:
+        return 0.0, 0.0, 1
+    return fsum(f[0] for f in found), fsum(f[1] for f in found), found[0][2]

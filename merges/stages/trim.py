@@ -1,0 +1,143 @@
+"""Trim task vectors: keep some elements of each, and make up for the others.
+
+Dropped elements are multiplied by zero, so that NaN stays and the engine names it.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merges.stages.selection import Cut, largest, largest_of_all
+from surgery.method import Tensor
+from surgery.passes import Each, Slices, total
+from surgery.plan import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Task vectors, trimmed.
+
+    Attributes:
+        slices: gives fresh slices of them, to be changed in place.
+        factors: what each is still to be multiplied by.
+    """
+
+    slices: Callable[[Slices], list[Tensor]]
+    factors: tuple[float, ...]
+
+
+Trimming = Generator[Each, Any, Vectors]
+
+
+def whole(models: int) -> Vectors:
+    """Return task vectors as they are."""
+    return Vectors(lambda x: x.deltas, (1.0,) * models)
+
+
+def by_magnitude(density: Sequence[float], numel: int, *, scope: str = "tensor") -> Trimming:
+    """Keep the largest magnitudes of every task vector, at least one where any.
+
+    Args:
+        density: the share kept, per model.
+        numel: elements of the tensor.
+        scope: whether the share is of each "tensor" or of the whole "model".
+    """
+    if scope == "model":
+        values = magnitudes(range(len(density)))
+        cuts = yield from largest_of_all(values, [[d] for d in density], numel, group="trim")
+    else:
+        counts = [[kept_number(d, numel)] for d in density]
+        partly = [n for n, (count,) in enumerate(counts) if 0 < count < numel]
+        cuts = yield from largest(magnitudes(partly), counts, numel)
+
+    def trimmed(x: Slices) -> list[Tensor]:
+        pairs = zip(x.deltas, cuts, strict=True)
+        return [shrunk(delta, cut, x.part) for delta, (cut,) in pairs]
+
+    return Vectors(trimmed, (1.0,) * len(density))
+
+
+def kept_number(density: float, numel: int) -> int:
+    """Return how many elements a density keeps: at least one, unless it is 0."""
+    return max(1, int(density * numel)) if density > 0 else 0
+
+
+def magnitudes(models: Sequence[int]) -> Callable[[Slices], list[Any]]:
+    """Return what gives the magnitudes of these models' vectors, and None for the others."""
+
+    def values(x: Slices) -> list[Any]:
+        found: list[Any] = [None] * len(x.models)
+        for model in models:
+            found[model] = (x.models[model] - x.base).abs_().numpy()
+        return found
+
+    return values
+
+
+def at_random(density: Sequence[float]) -> Vectors:
+    """Keep every element with the same probability: where its random bits are below it."""
+
+    def trimmed(x: Slices) -> list[Tensor]:
+        import numpy as np
+
+        found = list(x.deltas)
+        for model, share in enumerate(density):
+            below = round(share * 2**32)
+            if below < 2**32:
+                masked(found[model], x.bits(model) < np.uint32(below))
+        return found
+
+    return Vectors(trimmed, (1.0,) * len(density))
+
+
+def shrunk(delta: Tensor, cut: Cut, part: Part) -> Tensor:
+    """Return a slice, changed in place or new, with zeros where its magnitude is cut off."""
+    import numpy as np
+    from torch.nn.functional import hardshrink
+
+    if cut.keeps_equals(part):
+        if cut.value <= 0:
+            return delta
+        exact = delta.numpy().dtype.type(cut.value)
+        return hardshrink(delta, float(np.nextafter(exact, exact.dtype.type(0))))
+    if cut.drops_equals(part):
+        return hardshrink(delta, cut.value)
+    return masked(delta, cut.keep(delta.abs().numpy(), part))
+
+
+def masked(delta: Tensor, mask: Any) -> Tensor:  # noqa: ANN401 - a numpy array
+    """Set a slice to zero where the mask is false, in place."""
+    import numpy as np
+
+    flat = delta.numpy()
+    np.multiply(flat, mask.reshape(flat.shape), out=flat)
+    return delta
+
+
+def rescaled(vectors: Vectors, how: str, density: Sequence[float]) -> Trimming:
+    """Make up for what was dropped, by one factor per task vector.
+
+    Args:
+        vectors: trimmed.
+        how: "l1" keeps each vector's sum of magnitudes; "inverse" divides by the density, which
+            keeps the expected value of what is dropped at random; "none".
+        density: per model; where it is 1 or 0, the factor is 1.
+    """
+    partly = [n for n, share in enumerate(density) if 0 < share < 1]
+    if how == "none" or not partly:
+        return vectors
+    factors = list(vectors.factors)
+    if how == "inverse":
+        for model in partly:
+            factors[model] = 1 / density[model]
+        return Vectors(vectors.slices, tuple(factors))
+
+    def sums(x: Slices) -> list[float]:
+        before = [float(x.deltas[model].abs().sum()) for model in partly]
+        after = vectors.slices(x)
+        return before + [float(after[model].abs_().sum()) for model in partly]
+
+    found = yield from total(sums)
+    for model, before, after in zip(partly, found, found[len(partly) :], strict=False):
+        factors[model] = before / after if after else 1.0
+    return Vectors(vectors.slices, tuple(factors))
