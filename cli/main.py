@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
     "merge": ("merge", COMBINE, "Merge models by any of the methods."),
     "soup": ("soup", COMBINE, "Average models, each with the same weight."),
+    "transfer": ("transfer", COMBINE, "Move what fine-tuning changed onto another base."),
     "lora": ("lora", COMBINE, "Fuse LoRA adapters, extract one from a model, merge several."),
     "run": ("run", COMBINE, "Carry out a recipe file, ours or mergekit's."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),

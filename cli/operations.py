@@ -20,6 +20,7 @@ PLANS = {
     "expand": "growth.expand:expand",
     "prune": "growth.prune:prune",
     "merge": "surgery.recipe.compile:compile_recorded",
+    "transfer": "surgery.transfer:transfer",
     "lora fuse": "surgery.lora.fuse:fuse",
     "convert": "surgery.convert:convert",
 }
