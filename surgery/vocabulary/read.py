@@ -83,10 +83,10 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     settings = _object(here, "tokenizer_config.json")
     document = read_json_object(here["tokenizer.json"]) if "tokenizer.json" in here else None
     kind, ids = _told(checkpoint, here, document)
-    if not all(type(number) is int and number >= 0 for number in ids.values()):
-        raise CheckpointError(checkpoint.root, "its tokenizer has an id that is no number")
     added = _added(here, document, settings)
     ids.update((content, entry["id"]) for content, entry in added.items())
+    if not all(type(number) is int and number >= 0 for number in ids.values()):
+        raise CheckpointError(checkpoint.root, "its tokenizer has an id that is no number")
     roles = _roles(here, settings)
     _place_unplaced(ids, added, roles)
     ordered = sorted(added, key=ids.__getitem__)
@@ -150,11 +150,15 @@ def _added(
     }
     decoder = settings.get("added_tokens_decoder")
     told = decoder.items() if isinstance(decoder, dict) else ()
-    entries: list[Mapping[str, Any]] = [{**e, "id": int(number)} for number, e in told]
+    entries: list[Any] = [
+        {**e, "id": int(number)} for number, e in told if isinstance(e, dict) and number.isdecimal()
+    ]
     entries += (document or {}).get("added_tokens") or ()
     for entry in entries:
-        if not isinstance(entry.get("content"), str) or type(entry.get("id")) is not int:
-            raise CheckpointError(here["tokenizer_config.json"], "has a broken added token")
+        sound = isinstance(entry, dict) and isinstance(entry.get("content"), str)
+        if not sound or type(entry.get("id")) is not int:
+            place = here.get("tokenizer.json") or here["tokenizer_config.json"]
+            raise CheckpointError(place, f"has a broken added token ({str(entry)[:60]})")
         found[entry["content"]] = entry
     return found
 

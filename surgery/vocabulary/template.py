@@ -75,7 +75,9 @@ def _most(models: Sequence[Checkpoint], names: Sequence[str]) -> Template:
     if not counts:
         return Template(None, "auto: no model has one")
     text, count = counts.most_common(1)[0]
-    return Template(text, f"auto: that of {names[texts.index(text)]}, which {count} have")
+    return Template(
+        text, f"auto: that of {names[texts.index(text)]}, which {count} of {len(texts)} have"
+    )
 
 
 def _checked(text: str) -> str:

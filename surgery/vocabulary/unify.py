@@ -96,7 +96,7 @@ def unify(
         raise RecipeError("tokenizer", f"the vocabularies differ: {difference}", remedy)
     if difference is None and not tokens and not pad_to_multiple_of:
         files = choose_files(checkpoints, donor=donor, source=source, template=template)
-        return _unchanged(checkpoints, donor, files)
+        return _unchanged(checkpoints, donor, files, template)
     ask = _Ask(source, base, donor, choice == "union", tokens or {}, pad_to_multiple_of)
     return _changed(checkpoints, names, ask, template)
 
@@ -123,12 +123,15 @@ def _check_multiple(told: object) -> None:
         raise RecipeError("tokenizer.pad_to_multiple_of", f"is {told!r}", "write a number above 0")
 
 
-def _unchanged(checkpoints: Sequence[Checkpoint], donor: int, files: Files) -> Unified:
+def _unchanged(
+    checkpoints: Sequence[Checkpoint], donor: int, files: Files, template: Template | None
+) -> Unified:
     return Unified(
         checkpoints=tuple(checkpoints),
         config=checkpoints[donor].config,
         carried=files.carried,
         written=files.written,
+        facts=_rule(template),
         notes=files.notes,
     )
 
@@ -160,7 +163,7 @@ def _changed(
         ids=ids,
         size=size,
         maps=tuple(maps),
-        facts=_facts(names, models, ask, maps),
+        facts={**_facts(names, models, ask, maps), **_rule(template)},
         notes=(*files.notes, *lost, *(union.notes if union else ()), *_left(checkpoints, maps)),
     )
 
@@ -222,6 +225,10 @@ def _same_table(
         elif len(table.tensor.shape) == MATRIX and table.axis == 0:
             tables[number] = next(iter(every.values())).tensor
     return tables
+
+
+def _rule(template: Template | None) -> dict[str, str]:
+    return {"chat_template": template.rule} if template else {}
 
 
 def _facts(
