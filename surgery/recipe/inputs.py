@@ -115,6 +115,10 @@ def _refuse_same(models: Mapping[str, Model]) -> None:
 
 
 def _model(ref: str, checkpoint: Checkpoint) -> Model:
+    if checkpoint.config is None and not checkpoint.bare:
+        fact = "holds no config.json, so the result could not be loaded"
+        remedy = "restore it, or name the .safetensors file itself for a bare result"
+        raise CheckpointError(checkpoint.root, fact, remedy)
     checkpoint = dequantised(checkpoint)
     try:
         parts = anatomy(checkpoint)
