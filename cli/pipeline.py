@@ -56,7 +56,7 @@ def run_tasks(
         there = None
         if only is not None:
             tasks = [_chosen(tasks, only)]
-            there = {n: path for n in tasks[0].uses if (path := folder.find(n))}
+            there = {n: made for n in tasks[0].uses if (made := folder.find(n))}
             _check_there(tasks[0], there)
         found = survey(tasks, folder, force=writing.force, there=there)
         if writing.dry_run:

@@ -1,5 +1,6 @@
 """The steps of a pipeline file: commands, with the options that their command lines have."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -277,7 +278,8 @@ def _plan(step: Step, defaults: Sequence[str], paths: Mapping[str, Path]) -> Pla
     """Call a command for its plan."""
     taken: list[Planned] = []
     words = [*defaults, "--output", f"{step.name}", *command_line(step, paths)]
-    with plans_taken_by(lambda plan, limits: taken.append(Planned(plan=plan, limits=limits))):
+    taker = plans_taken_by(lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)))
+    with taker, redirect_stdout(sys.stderr):  # what a command tells beside its plan
         _call(step, words)
     if len(taken) != 1:
         fact = f"{' '.join(step.words)} makes {len(taken) or 'no'} checkpoints with these options"

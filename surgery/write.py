@@ -298,6 +298,22 @@ def unfinished(out: Path) -> str | None:
         return None
 
 
+def clear_leftovers(out: Path) -> None:
+    """Remove what a run left beside its finished output, unless another run is at it."""
+    folder = partial_folder(out)
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        discard(folder)
+    except OSError:  # held, or the disk refuses; the next run will sweep it
+        return
+    finally:
+        os.close(lock)
+
+
 def is_occupied(out: Path) -> bool:
     """Whether something is at the output already; an empty directory does not count."""
     if out.is_symlink():

@@ -11,7 +11,7 @@ with Pipeline("build") as build:
 from surgery.pipeline.folder import Folder
 from surgery.pipeline.graph import check_order
 from surgery.pipeline.script import Pipeline
-from surgery.pipeline.task import Outcome, Outlook, Planned, Task
+from surgery.pipeline.task import Outcome, Outlook, Planned, Task, is_ahead
 from surgery.pipeline.work import carry_out, survey
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "Task",
     "carry_out",
     "check_order",
+    "is_ahead",
     "survey",
 ]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from surgery.disk import io_errors
 from surgery.engine import Progress
 from surgery.errors import PlanError, StepError
 from surgery.pipeline.inputs import Ledger
@@ -148,8 +149,9 @@ class Folder:
         half_done = stand_in.with_name(f".{path.name}")
         for old in (stand_in, half_done):
             _discard(old)
-        write_hollow(output, half_done)
-        half_done.rename(stand_in)
+        with io_errors(half_done):
+            write_hollow(output, half_done)
+            half_done.rename(stand_in)
         self.state.removed[name] = {
             file.name: self.state.digests(file, header.stamp)
             for file, header in output.headers.items()
@@ -171,7 +173,8 @@ class Folder:
         """Move a path out of the way in one step, then remove it."""
         trash = self.hidden / "trash"
         _discard(trash)
-        path.rename(trash)
+        with io_errors(path):
+            path.rename(trash)
         _discard(trash)
 
     def free(self) -> int:

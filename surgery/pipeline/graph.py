@@ -37,9 +37,12 @@ def users(uses: Mapping[str, Sequence[str]], name: str) -> tuple[str, ...]:
 def _circle(uses: Mapping[str, Sequence[str]]) -> list[str]:
     """Return steps of which each uses the next and the last the first, or nothing."""
     left = dict(uses)
-    while free := [name for name, taken in left.items() if not any(t in left for t in taken)]:
-        for name in free:
-            del left[name]
+    before = -1
+    while before != len(left):
+        before = len(left)
+        for name, taken in uses.items():
+            if name in left and not any(other in left for other in taken):
+                del left[name]
     trail: list[str] = []
     at = next(iter(left), None)
     while at is not None and at not in trail:

@@ -25,7 +25,8 @@ def question(what: str, words: Iterable[str], outputs: Mapping[str, Path]) -> st
     """
     given = list(words)
     used = sorted((name, _contents(path)) for name, path in outputs.items())
-    files = [[part, _file(Path(part))] for word in given for part in re.split("[=+]", word)]
+    parts = [part for word in given for part in re.split("[=+]", word) if part not in outputs]
+    files = [[part, _file(Path(part))] for part in parts]
     versions = [tool_version(), version("torch")]
     told = [what, given, used, files, versions]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

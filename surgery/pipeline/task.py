@@ -1,6 +1,8 @@
 """What a pipeline is asked for, and what it answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +11,22 @@ from surgery.plan import Plan
 from surgery.shards import SHARD_SIZE
 
 Paths = Mapping[str, Path]
+_ahead: ContextVar[bool] = ContextVar("ahead", default=False)
+
+
+@contextmanager
+def looking_ahead() -> Iterator[None]:
+    """Tell those who plan that nothing will be run yet, and that inputs may have no weights."""
+    token = _ahead.set(True)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
+def is_ahead() -> bool:
+    """Whether a plan is asked for only to look ahead; then no weights may be read for it."""
+    return _ahead.get()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,13 @@
 """Look ahead over a pipeline, then carry it out step by step."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from time import perf_counter
 
+from surgery.disk import io_errors
 from surgery.engine import Progress
 from surgery.errors import PlanError, SurgeryError
 from surgery.pipeline.folder import Folder
@@ -14,8 +15,9 @@ from surgery.pipeline.graph import users
 from surgery.pipeline.judgement import Verdict, judge
 from surgery.pipeline.measurement import is_answered, keep_result, question, result_file
 from surgery.pipeline.standin import write_standin
-from surgery.pipeline.task import Outcome, Outlook, Paths, Planned, Task
+from surgery.pipeline.task import Outcome, Outlook, Paths, Planned, Task, looking_ahead
 from surgery.run import layout_of
+from surgery.write import clear_leftovers
 
 RUNS = ("run", "perhaps")
 Drawn = Callable[[str], AbstractContextManager[Progress | None]]
@@ -41,13 +43,26 @@ def survey(
     Raises:
         SurgeryError: a step cannot be planned; the place names it.
     """
-    with tempfile.TemporaryDirectory(prefix="surgery-") as scratch:
-        ahead = _Ahead(folder, Path(scratch), there or {}, force=force)
+    with _scratch() as scratch, looking_ahead():
+        ahead = _Ahead(folder, scratch, there or {}, force=force)
         for task in tasks:
             with _told(task):
                 ahead.look(task)
     folder.save()
     return _needed(list(ahead.found.values()))
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Give a temporary folder for stand-ins."""
+    with ExitStack() as stack:
+        try:
+            made = TemporaryDirectory(prefix="surgery-", ignore_cleanup_errors=True)
+            path = stack.enter_context(made)
+        except OSError as error:
+            fact = f"cannot be written ({error.strerror})"
+            raise PlanError(gettempdir(), fact, "set TMPDIR to a folder that can") from error
+        yield Path(path)
 
 
 class _Ahead:
@@ -107,7 +122,8 @@ class _Ahead:
             path = stored.absolute()
             self.folder.promise(_weights(path), name)
         elif state != "fresh":
-            self.folder.promise(write_standin(planned, path))
+            with io_errors(path):
+                self.folder.promise(write_standin(planned, path))
         self.paths[name] = path
         self.moved[str(path)] = str(place)
 
@@ -209,6 +225,8 @@ def _skipped(one: Outlook, folder: Folder) -> Outcome:
     path = folder.find(task.name) or folder.place(task.name)
     if task.plan is None:
         path = result_file(folder, task.name)
+    elif one.state == "fresh":
+        clear_leftovers(path)
     removed = one.state == "removed"
     return Outcome(task=task, state="removed" if removed else "skipped", why=one.why, output=path)
 
