@@ -15,7 +15,7 @@ from merges.stages.parameters import (
     Weight,
     groups,
 )
-from merges.stages.trim import rescaled
+from merges.stages.rescale import rescaled
 from merges.stages.weights import check_shares
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
@@ -61,7 +61,7 @@ def breadcrumbs(
     Source: "Model Breadcrumbs", arXiv 2312.06795, section 3.
     """
     vectors = yield from without_outliers(base, density, gamma, scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density)
+    vectors = yield from rescaled(vectors, rescale, density, base.numel())
     del models
     combined = summed(vectors, weight, normalize=normalize)
     return (

@@ -17,7 +17,7 @@ from merges.stages.parameters import (
     Weight,
     groups,
 )
-from merges.stages.trim import rescaled
+from merges.stages.rescale import rescaled
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
 
@@ -57,7 +57,7 @@ def breadcrumbs_ties(
     Source: "Model Breadcrumbs", arXiv 2312.06795, section 3; signs as in TIES, arXiv 2306.01708.
     """
     vectors = yield from without_outliers(base, density, gamma, scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density)
+    vectors = yield from rescaled(vectors, rescale, density, base.numel())
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

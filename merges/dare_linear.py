@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from merges.stages.combine import summed
 from merges.stages.layers import added
+from merges.stages.masks import at_random
 from merges.stages.parameters import (
     Density,
     Lambda,
@@ -14,7 +15,7 @@ from merges.stages.parameters import (
     Weight,
     groups,
 )
-from merges.stages.trim import at_random, rescaled
+from merges.stages.rescale import rescaled
 from merges.stages.weights import check_shares
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
@@ -56,8 +57,7 @@ def dare_linear(
 
     Source: "Language models are super Mario", arXiv 2311.03099, section 3.
     """
-    del base  # its shape does not matter
-    vectors = yield from rescaled(at_random(density), rescale, density)
+    vectors = yield from rescaled(at_random(density), rescale, density, base.numel())
     del models
     combined = summed(vectors, weight, normalize=normalize)
     return (

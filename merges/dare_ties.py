@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from merges.stages.combine import agreed
 from merges.stages.layers import added
+from merges.stages.masks import at_random
 from merges.stages.parameters import (
     Density,
     Divide,
@@ -16,7 +17,7 @@ from merges.stages.parameters import (
     Weight,
     groups,
 )
-from merges.stages.trim import at_random, rescaled
+from merges.stages.rescale import rescaled
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
 
@@ -54,8 +55,7 @@ def dare_ties(
     Source: "Language models are super Mario", arXiv 2311.03099, section 3; signs as in TIES,
     arXiv 2306.01708.
     """
-    del base  # its shape does not matter
-    vectors = yield from rescaled(at_random(density), rescale, density)
+    vectors = yield from rescaled(at_random(density), rescale, density, base.numel())
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

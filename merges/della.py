@@ -17,7 +17,7 @@ from merges.stages.parameters import (
     groups,
 )
 from merges.stages.ranked import Epsilon, by_rank, check_ranks
-from merges.stages.trim import rescaled
+from merges.stages.rescale import rescaled
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
 
@@ -63,10 +63,10 @@ def della(
 
     Source: "DELLA-Merging", arXiv 2406.11617, section 3.
     """
-    del base, models  # their shape does not matter
+    del models
     vectors = by_rank(density, epsilon, inverse=rescale == "inverse")
     if rescale == "l1":
-        vectors = yield from rescaled(vectors, rescale, density)
+        vectors = yield from rescaled(vectors, rescale, density, base.numel())
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (
         yield from added(

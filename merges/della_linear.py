@@ -15,7 +15,7 @@ from merges.stages.parameters import (
     groups,
 )
 from merges.stages.ranked import Epsilon, by_rank, check_ranks_and_shares
-from merges.stages.trim import rescaled
+from merges.stages.rescale import rescaled
 from surgery.method import Place, Tensor, merge
 from surgery.passes import Passes
 
@@ -60,10 +60,10 @@ def della_linear(
 
     Source: "DELLA-Merging", arXiv 2406.11617, section 3.
     """
-    del base, models  # their shape does not matter
+    del models
     vectors = by_rank(density, epsilon, inverse=rescale == "inverse")
     if rescale == "l1":
-        vectors = yield from rescaled(vectors, rescale, density)
+        vectors = yield from rescaled(vectors, rescale, density, base.numel())
     combined = summed(vectors, weight, normalize=normalize)
     return (
         yield from added(

@@ -17,7 +17,8 @@ from merges.stages.parameters import (
     Weight,
     groups,
 )
-from merges.stages.trim import by_magnitude, rescaled
+from merges.stages.rescale import rescaled
+from merges.stages.trim import by_magnitude
 from surgery.method import Param, Place, Tensor, merge
 from surgery.passes import Passes
 
@@ -58,7 +59,7 @@ def ties(
     Source: "TIES-Merging", arXiv 2306.01708, section 3, algorithm 1.
     """
     vectors = yield from by_magnitude(density, base.numel(), scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density)
+    vectors = yield from rescaled(vectors, rescale, density, base.numel())
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

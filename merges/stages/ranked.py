@@ -6,12 +6,14 @@ high enough: one sort of each row's magnitudes tells, without their places.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
-from merges.stages.trim import Vectors, masked
+from merges.stages.masks import by_masks
+from merges.stages.trim import Vectors
 from merges.stages.weights import check_shares
 from surgery.errors import RecipeError
-from surgery.method import Param, PerModel, Tensor
+from surgery.method import Param, PerModel
 from surgery.passes import Slices
 
 Epsilon = Annotated[
@@ -52,19 +54,13 @@ def by_rank(density: Sequence[float], epsilon: Sequence[float], *, inverse: bool
     Source: DELLA-Merging, arXiv 2406.11617, section 3.1 (MagPrune).
     """
 
-    def trimmed(x: Slices) -> list[Tensor]:
-        found = list(x.deltas)
-        for model, (share, room) in enumerate(zip(density, epsilon, strict=True)):
-            if share < 1:
-                delta = found[model]
-                values = delta.abs().numpy()
-                mask = kept(values, x.bits(model), share, room)
-                if inverse:
-                    mask = mask / probabilities(values, share, room)
-                masked(delta, mask)
-        return found
+    def draw(x: Slices, model: int) -> Array:
+        values = x.deltas[model].abs().numpy()
+        share, room = density[model], epsilon[model]
+        mask = kept(values, x.bits(model), share, room)
+        return mask / probabilities(values, share, room) if inverse else mask
 
-    return Vectors(trimmed, (1.0,) * len(density))
+    return by_masks(draw, [n for n, share in enumerate(density) if share < 1], len(density))
 
 
 def kept(values: Array, bits: Array, density: float, epsilon: float) -> Array:
@@ -87,11 +83,19 @@ def kept(values: Array, bits: Array, density: float, epsilon: float) -> Array:
     needed = (drawn[open_] * (1 / UNIT) - low) * ((columns - 1) / (high - low))
     coin = bits[open_] & 1
     place = np.minimum(needed.astype(np.int32), columns - 2) + coin
-    place += open_ - open_ % columns
+    place += _row_starts(*values.shape)[open_]
     reached = np.sort(values, axis=-1).reshape(-1)[place]
     own = values.reshape(-1)[open_]
     mask[open_] = (own > reached) | ((own == reached) & coin.astype(bool))
     return mask.reshape(values.shape)
+
+
+@lru_cache(maxsize=8)
+def _row_starts(rows: int, columns: int) -> Array:
+    """Return for every element where its row starts: few sizes of parts ask, often."""
+    import numpy as np
+
+    return np.repeat(np.arange(rows, dtype=np.int32) * columns, columns)
 
 
 def probabilities(values: Array, density: float, epsilon: float) -> Array:

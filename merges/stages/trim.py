@@ -1,4 +1,4 @@
-"""Trim task vectors: keep some elements of each, and make up for the others.
+"""Trim task vectors: keep the largest elements of each.
 
 Dropped elements are multiplied by zero, so that NaN stays and the engine names it.
 """
@@ -9,8 +9,10 @@ from typing import Any
 
 from merges.stages.selection import Cut, largest, largest_of_all
 from surgery.method import Tensor
-from surgery.passes import Each, Slices, total
+from surgery.passes import Each, Slices
 from surgery.plan import Part
+
+Array = Any  # a numpy array
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +22,14 @@ class Vectors:
     Attributes:
         slices: gives fresh slices of them, to be changed in place.
         factors: what each is still to be multiplied by.
+        draw: where they are trimmed by masks drawn at random, gives the mask of a model's slice.
+        drawn: the models of which masks are drawn.
     """
 
     slices: Callable[[Slices], list[Tensor]]
     factors: tuple[float, ...]
+    draw: Callable[[Slices, int], Array] | None = None
+    drawn: tuple[int, ...] = ()
 
 
 Trimming = Generator[Each, Any, Vectors]
@@ -62,32 +68,16 @@ def kept_number(density: float, numel: int) -> int:
     return max(1, int(density * numel)) if density > 0 else 0
 
 
-def magnitudes(models: Sequence[int]) -> Callable[[Slices], list[Any]]:
+def magnitudes(models: Sequence[int]) -> Callable[[Slices], list[Array]]:
     """Return what gives the magnitudes of these models' vectors, and None for the others."""
 
-    def values(x: Slices) -> list[Any]:
-        found: list[Any] = [None] * len(x.models)
+    def values(x: Slices) -> list[Array]:
+        found: list[Array] = [None] * len(x.models)
         for model in models:
             found[model] = (x.models[model] - x.base).abs_().numpy()
         return found
 
     return values
-
-
-def at_random(density: Sequence[float]) -> Vectors:
-    """Keep every element with the same probability: where its random bits are below it."""
-
-    def trimmed(x: Slices) -> list[Tensor]:
-        import numpy as np
-
-        found = list(x.deltas)
-        for model, share in enumerate(density):
-            below = round(share * 2**32)
-            if below < 2**32:
-                masked(found[model], x.bits(model) < np.uint32(below))
-        return found
-
-    return Vectors(trimmed, (1.0,) * len(density))
 
 
 def shrunk(delta: Tensor, cut: Cut, part: Part) -> Tensor:
@@ -105,39 +95,10 @@ def shrunk(delta: Tensor, cut: Cut, part: Part) -> Tensor:
     return masked(delta, cut.keep(delta.abs().numpy(), part))
 
 
-def masked(delta: Tensor, mask: Any) -> Tensor:  # noqa: ANN401 - a numpy array
+def masked(delta: Tensor, mask: Array) -> Tensor:
     """Set a slice to zero where the mask is false, in place."""
     import numpy as np
 
     flat = delta.numpy()
     np.multiply(flat, mask.reshape(flat.shape), out=flat)
     return delta
-
-
-def rescaled(vectors: Vectors, how: str, density: Sequence[float]) -> Trimming:
-    """Make up for what was dropped, by one factor per task vector.
-
-    Args:
-        vectors: trimmed.
-        how: "l1" keeps each vector's sum of magnitudes; "inverse" divides by the density, which
-            keeps the expected value of what is dropped at random; "none".
-        density: per model; where it is 1 or 0, the factor is 1.
-    """
-    partly = [n for n, share in enumerate(density) if 0 < share < 1]
-    if how == "none" or not partly:
-        return vectors
-    factors = list(vectors.factors)
-    if how == "inverse":
-        for model in partly:
-            factors[model] = 1 / density[model]
-        return Vectors(vectors.slices, tuple(factors))
-
-    def sums(x: Slices) -> list[float]:
-        before = [float(x.deltas[model].abs().sum()) for model in partly]
-        after = vectors.slices(x)
-        return before + [float(after[model].abs_().sum()) for model in partly]
-
-    found = yield from total(sums)
-    for model, before, after in zip(partly, found, found[len(partly) :], strict=False):
-        factors[model] = before / after if after else 1.0
-    return Vectors(vectors.slices, tuple(factors))

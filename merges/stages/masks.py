@@ -1,0 +1,35 @@
+"""Trim task vectors by masks drawn at random."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from merges.stages.trim import Vectors, masked
+from surgery.method import Tensor
+from surgery.passes import Slices
+
+Array = Any  # a numpy array
+Draw = Callable[[Slices, int], Array]
+
+
+def at_random(density: Sequence[float]) -> Vectors:
+    """Keep every element with the same probability: where its random bits are below it."""
+    below = [min(round(share * 2**32), 2**32 - 1) for share in density]
+
+    def draw(x: Slices, model: int) -> Array:
+        import numpy as np
+
+        return x.bits(model) < np.uint32(below[model])
+
+    return by_masks(draw, [n for n, share in enumerate(density) if share < 1], len(density))
+
+
+def by_masks(draw: Draw, drawn: Sequence[int], count: int) -> Vectors:
+    """Return `count` task vectors, those whose masks are drawn multiplied by them."""
+
+    def trimmed(x: Slices) -> list[Tensor]:
+        found = list(x.deltas)
+        for model in drawn:
+            masked(found[model], draw(x, model))
+        return found
+
+    return Vectors(trimmed, (1.0,) * count, draw, tuple(drawn))
