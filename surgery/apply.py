@@ -110,9 +110,9 @@ def _in_passes(
     step = part_size(max(row, 1), size)
     flat = [t.reshape(-1, row) if rows else t.reshape(-1) for t in tensors]
 
-    def slices(start: int, count: int) -> Slices:
+    def slices(start: int, count: int, *, sample: bool = False) -> Slices:
         cut = [t[start // row : (start + count) // row] for t in flat]
-        part = Part(start // step, start, count)
+        part = Part(-1 if sample else start // step, start, count)
         return Slices(part, cut[0] if has_base else None, cut[has_base:], place)
 
     places = [(at, min(step, total - at)) for at in range(0, total, step)]
@@ -127,7 +127,8 @@ def _in_passes(
         if isinstance(each, Tell):
             answer = None
             continue
-        found = [each.fn(slices(*at)) for at in ([(0, total)] if each.sample else places)]
+        asked = [slices(0, total, sample=True)] if each.sample else [slices(*at) for at in places]
+        found = [each.fn(x) for x in asked]
         if each.fold and found:
             found = [reduce(each.fold, found)]
         answer = (each.combine([found]), 0) if each.combine else found

@@ -82,7 +82,7 @@ class Reading:
             torch.cat([self._load(slot, at, size).clone() for at, size in blocks])
             for slot in range(len(self.step.inputs))
         ]
-        yield Part(0, 0, sum(size for _, size in blocks)), self._floats(found)
+        yield Part(-1, 0, sum(size for _, size in blocks)), self._floats(found)
 
     def _floats(self, given: "list[torch.Tensor]") -> "list[torch.Tensor]":
         """Widen into buffers that are kept: their values last until the next part."""
