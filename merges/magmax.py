@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+from merges.stages.pick import pick
 from surgery.method import Param, Tensor, merge
 
 
@@ -29,5 +30,5 @@ def magmax(
     largest = (models[0] - base).numpy()
     for model in models[1:]:
         change = (model - base).numpy()
-        largest = np.where(np.abs(change) >= np.abs(largest), change, largest)
+        largest = pick(np.abs(change) >= np.abs(largest), change, largest)
     return torch.add(base, torch.from_numpy(largest), alpha=lambda_)

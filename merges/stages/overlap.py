@@ -3,32 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
+from merges.stages.blend import blend
+from merges.stages.pick import pick
 from surgery.method import Tensor
 
 
-def changes(deltas: Sequence[Tensor], epsilon: float) -> tuple[list[Tensor], Any]:
-    """Return the task vectors without what is no larger than epsilon, and how many are left.
-
-    Shapes: flat; the counts are a numpy array of as many elements.
-    """
-    import numpy as np
+def _changes(deltas: Sequence[Tensor], epsilon: float) -> list[Tensor]:
+    """Return the task vectors without what is no larger than epsilon."""
     import torch
 
-    kept = [torch.nn.functional.hardshrink(delta, epsilon) for delta in deltas]
-    counts = np.zeros(kept[0].shape, np.uint16)
-    for one in kept:
-        counts += one.numpy() != 0
-    return kept, counts
+    return [torch.nn.functional.hardshrink(delta, epsilon) for delta in deltas]
+
+
+def _counts(changed: Sequence[Any]) -> Any:  # noqa: ANN401 - numpy arrays
+    """Return how many models changed each element."""
+    import numpy as np
+
+    counts = np.zeros(changed[0].shape, np.uint8 if len(changed) < 256 else np.uint32)  # noqa: PLR2004
+    for mask in changed:
+        counts += mask
+    return counts
 
 
 def overlaps(deltas: Sequence[Tensor], epsilon: float) -> Any:  # noqa: ANN401 - a numpy array
     """Count of each task vector what others changed too, and what it alone changed; [models, 2]."""
     import numpy as np
 
-    kept, counts = changes(deltas, epsilon)
-    alone = counts == 1
-    every = [np.count_nonzero(one.numpy()) for one in kept]
-    unique = [np.count_nonzero(one.numpy()[alone]) for one in kept]
+    changed = [one.numpy() != 0 for one in _changes(deltas, epsilon)]
+    alone = _counts(changed) == 1
+    every = [np.count_nonzero(mask) for mask in changed]
+    unique = [np.count_nonzero(mask & alone) for mask in changed]
     return np.array([(all_ - own, own) for all_, own in zip(every, unique, strict=True)])
 
 
@@ -45,11 +49,12 @@ def reinforced(
     import numpy as np
     import torch
 
-    from merges.stages.blend import blend
-
-    kept, counts = changes(deltas, epsilon)
-    shared = blend(kept, [1.0] * len(kept)).div_(torch.from_numpy(np.maximum(counts, 1)))
+    kept = _changes(deltas, epsilon)
+    counts = _counts([one.numpy() != 0 for one in kept])
+    merged = blend(kept, [1.0] * len(kept))
+    divisors = np.maximum(counts, 1).astype(merged.numpy().dtype)
+    merged.div_(torch.from_numpy(divisors))
     if factors:
         own = blend(kept, factors)
-        shared = torch.from_numpy(np.where(counts == 1, own.numpy(), shared.numpy()))
-    return shared.add_(base)
+        merged = torch.from_numpy(pick(counts == 1, own.numpy(), merged.numpy()))
+    return merged.add_(base)
