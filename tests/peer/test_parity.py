@@ -125,7 +125,13 @@ RECIPES = {
 }
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 # Share of elements that may lie further apart than float32 explains.
-DIFFERS = {"arcee_fusion": 0.6}
+DIFFERS = {
+    "arcee_fusion": 1e-3,  # quantiles: exact here, sampled there beyond a million elements
+    "breadcrumbs": 1e-4,  # equal magnitudes at a threshold, in the order of an unstable sort
+    "breadcrumbs_ties": 1e-4,
+    "ties": 1e-4,
+    "sce": 1e-4,
+}
 CASES = [(method, case) for method, cases in RECIPES.items() for case in cases]
 
 
@@ -198,6 +204,7 @@ def test_deterministic_methods_agree_with_the_peer(merged, method, case):
         scale = float(other[name].abs().max())
         far += int(((tensor - other[name]).abs() > 2e-6 * max(scale, 1e-3)).sum())
         total += tensor.numel()
+    print(f"{method} {case}: {far / total:.2g} of the elements differ")
     assert far <= DIFFERS.get(method, 0) * total, f"{far} of {total} elements differ"
 
 
@@ -208,6 +215,7 @@ def test_random_methods_have_the_peers_rate_and_scale(merged, method):
     figures = []
     for model in (mine, other):
         moved = model[name] - base[name]
-        figures.append(((moved != 0).float().mean(), moved.abs().mean(), moved.square().mean()))
+        told = ((moved != 0).float(), moved.abs(), moved.square())
+        figures.append([float(one.mean()) for one in told])
     for ours_told, theirs in zip(*figures, strict=True):
         assert ours_told == pytest.approx(theirs, rel=0.03)
