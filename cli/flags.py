@@ -7,7 +7,7 @@ from surgery.errors import RecipeError
 from surgery.method import Parameter
 
 
-def parse_flag(given: bool | Sequence[str], parameter: Parameter, option: str) -> Any:  # noqa: ANN401, FBT001
+def parse_flag(given: bool | Sequence[str], parameter: Parameter, option: str) -> Any:  # noqa: ANN401
     """Return what `merge_models` takes for a parameter that was given once or several times.
 
     Raises:
@@ -28,8 +28,11 @@ def parse_flag(given: bool | Sequence[str], parameter: Parameter, option: str) -
     if any(len(column) not in (1, count) for column in columns):
         raise RecipeError(option, "names another number of models each time", f"give {count}")
     each = [[column[n % len(column)] for column in columns] for n in range(count)]
-    values = [_joined([name for name, _ in ordered], row) for row in each]
-    return values if count > 1 else values[0]
+    names = [name for name, _ in ordered]
+    values = [_joined(names, row) for row in each]
+    if count > 1:
+        return values
+    return {"value": values[0]} if names == [None] and isinstance(values[0], list) else values[0]
 
 
 def _split_filter(text: str) -> tuple[Any, str]:
@@ -67,6 +70,6 @@ def _value(text: str, option: str) -> Any:  # noqa: ANN401 - text, or a list of 
 
 def _joined(names: Sequence[Any], row: Sequence[Any]) -> Any:  # noqa: ANN401
     if list(names) == [None]:
-        return {"value": row[0]} if isinstance(row[0], list) else row[0]
+        return row[0]
     entries = [{"filter": name, "value": value} for name, value in zip(names, row, strict=True)]
     return [e if e["filter"] is not None else {"value": e["value"]} for e in entries]

@@ -21,10 +21,11 @@ MODELS = Annotated[
     list[str],
     typer.Argument(metavar="MODELS...", help="Directories, .safetensors files, or org/name[@rev]."),
 ]
+LISTED = 56  # characters of a line beside the longest name
 VALUES = (
     "VALUE is a number for all models, or one for each: 0.3,0.7. [0,0.5,1] is a gradient from the "
-    "first layer to the last. NAME=VALUE is for tensors with NAME in their name (also glob:PATTERN= "
-    "and regex:PATTERN=); the first that fits decides, so give the option several times."
+    "first layer to the last. NAME=VALUE is for tensors with NAME in their name (glob:PATTERN= and "
+    "regex:PATTERN= too); the first that fits decides, so give the option several times."
 )
 
 
@@ -63,10 +64,20 @@ def command() -> None:
 def method_command(method: Method) -> Any:  # noqa: ANN401 - click's own type
     """Return the command of a method, with an option for each of its parameters."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(method.name, help=_help(method))(_function(method))
+    single.command(method.name, help=_help(method), short_help=_short(method.summary))(
+        _function(method)
+    )
     found = typer.main.get_command(single)
     found.name = method.name
     return found
+
+
+def _short(summary: str) -> str:
+    """Return the start of a sentence, up to a comma, that fits the list of all methods."""
+    text = summary.removesuffix(".")
+    while len(text) > LISTED and any(mark in text for mark in ",:;"):
+        text = text[: max(text.rfind(mark) for mark in ",:;")]
+    return text + "."
 
 
 def _help(method: Method) -> str:
@@ -81,7 +92,7 @@ def _help(method: Method) -> str:
 
 def _function(method: Method) -> Callable[..., None]:
     def run(models: list[str], *, writing: Writing, **given: Any) -> None:  # noqa: ANN401
-        merging = {name: given.pop(name) for name in MERGING}
+        merging = {name: given.pop(name) for name in MERGING if name in given}
         explain = bool(merging.pop("explain"))
         flags = {p.name: option_of(p) for p in method.parameters.values()}
         parameters = {
@@ -98,7 +109,8 @@ def _function(method: Method) -> Callable[..., None]:
     if method.base != "none":
         own.append(_argument("base", *_base(method)))
     own += [_argument(p.keyword, _annotation(p), None) for p in method.parameters.values()]
-    own += [_argument(name, note, default) for name, (note, default) in MERGING.items()]
+    shared = {n: kept for n, kept in MERGING.items() if n != "seed" or method.is_random}
+    own += [_argument(name, note, default) for name, (note, default) in shared.items()]
     own.append(Argument("writing", Argument.KEYWORD_ONLY, annotation=Writing))
     run.__signature__ = Signature(own)  # type: ignore[attr-defined]
     return writing_options(run)

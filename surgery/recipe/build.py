@@ -29,8 +29,8 @@ def merge_models(
         models: paths or hub names; the base need not be among them.
         parameters: by the names that users write, `lambda_` for lambda. A number is for all
             models; a list gives one value per model where the parameter has one per model, and
-            is a gradient over depth where it does not. `{"value": [...]}` is a gradient in any
-            case, `[{"filter": ..., "value": ...}, ...]` chooses by tensor name.
+            is a gradient over depth where it does not. `{"value": [...]}` is a gradient for all,
+            `[{"filter": ..., "value": ...}, ...]` chooses by tensor name.
         flags: how the user wrote each parameter, for messages.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.method import Method, Place, find_method
@@ -16,6 +16,7 @@ from surgery.recipe.outline import Output
 from surgery.recipe.parameters import (
     Checked,
     Choice,
+    check_given,
     check_settings,
     choose,
     unmatched_filters,
@@ -26,7 +27,9 @@ from surgery.recipe.record import recorded
 from surgery.recipe.schema import Recipe
 from surgery.recipe.tensors import check_shapes, copied_step, is_float, out_dtype
 from surgery.recipe.vocabulary import unified
-from surgery.vocabulary import Unified
+
+if TYPE_CHECKING:
+    from surgery.vocabulary import Unified
 
 OPERATION = "merge"
 
@@ -62,6 +65,7 @@ def compile_recipe(recipe: Recipe, *, open_one: Open = open_checkpoint) -> Compi
     method = find_method(recipe.method, place=recipe.document.place("merge_method"))
     notes = [*recipe.notes, *check_settings(recipe, method)]
     check_inputs(recipe, method)
+    check_given(recipe, method)
     models = open_models(recipe.models, open_one)
     opened = tuple(model.checkpoint for model in models.values())
     vocabulary = unified(recipe, models)
@@ -142,7 +146,7 @@ def _facts(
     recipe: Recipe,
     layout: Layout,
     choices: Mapping[str, tuple[Choice, ...]],
-    vocabulary: Unified | None,
+    vocabulary: "Unified | None",
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": recipe.method, "seed": recipe.seed}
     if layout.layer_map is not None:

@@ -54,7 +54,7 @@ def open_lanes(
     """Pair every slice of every module with its models."""
     found: dict[str, list[Lane]] = {module.name: [] for module in recipe.modules}
     for number, (module, slice_) in enumerate(recipe.slices):
-        sources, base = _sources(recipe, module, slice_, method)
+        sources, base = sources_of(recipe, module, slice_, method)
         opened = tuple(models[source.model] for source in sources)
         found[module.name].append(
             Lane(
@@ -76,14 +76,18 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
         RecipeError: a base is missing, or another number of models than the method takes.
     """
     for module, slice_ in recipe.slices:
-        sources, base = _sources(recipe, module, slice_, method)
+        sources, base = sources_of(recipe, module, slice_, method)
         _check_count(method, sources, base, slice_.place)
 
 
-def _sources(
+def sources_of(
     recipe: Recipe, module: Module, slice_: Slice, method: Method
 ) -> tuple[tuple[Source, ...], int | None]:
-    """Return the inputs and the base's place; a base that is not listed is an input too."""
+    """Return the inputs and the base's place; a base that is not listed is an input too.
+
+    Raises:
+        RecipeError: the base is missing, or its layers are not known.
+    """
     base = slice_.base or recipe.base
     sources = slice_.sources
     if base is None:

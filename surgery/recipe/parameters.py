@@ -6,9 +6,10 @@ from typing import Any
 
 from surgery.errors import RecipeError
 from surgery.method import Method, Parameter
+from surgery.recipe.lanes import sources_of
 from surgery.recipe.outline import Output
 from surgery.recipe.schema import Recipe, Source
-from surgery.recipe.settings import Decided, Entry, Settings, check_entry, decide
+from surgery.recipe.settings import Decided, Entry, Settings, check_entry, decide, missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,24 @@ def check_settings(recipe: Recipe, method: Method) -> tuple[str, ...]:
             if source is not None and (why := _idle(parameter, source, recipe, method)):
                 notes[f"{entries[0].place}: changes nothing, {why}"] = None
     return tuple(notes)
+
+
+def check_given(recipe: Recipe, method: Method) -> None:
+    """Check that every required parameter is given somewhere, before any model is opened.
+
+    Raises:
+        RecipeError: one is not, for a model.
+    """
+    for module, slice_ in recipe.slices:
+        sources, base = sources_of(recipe, module, slice_, method)
+        wide = (slice_.settings, module.settings, recipe.settings)
+        for parameter in method.parameters.values():
+            each = is_per_model(parameter, method)
+            models = [s for n, s in enumerate(sources) if n != base] if each else [None]
+            for source in models if parameter.required else ():
+                levels = (source.settings, *wide) if source else wide
+                if not any(parameter.name in settings for settings in levels):
+                    raise missing(parameter, source.place if source else slice_.place)
 
 
 def _idle(parameter: Parameter, source: Source, recipe: Recipe, method: Method) -> str:
@@ -106,7 +125,7 @@ def choose(output: Output, recipe: Recipe, method: Method) -> tuple[Choice, ...]
                 parameter,
                 lane.levels(recipe, source),
                 output.at,
-                missing=source.place if source else lane.slice.place,
+                place=source.place if source else lane.slice.place,
             )
             for source in sources
         )

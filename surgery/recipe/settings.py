@@ -76,13 +76,13 @@ class Position:
 
 
 def decide(
-    parameter: Parameter, levels: Sequence[Settings], at: Position, *, missing: str
+    parameter: Parameter, levels: Sequence[Settings], at: Position, *, place: str
 ) -> Decided:
     """Return a parameter's value for a tensor: the first level with a fitting entry decides.
 
     Args:
         levels: from the closest (a model of a slice) to the widest (the whole recipe).
-        missing: the place to name where a required parameter has no value.
+        place: what to name where a required parameter has no value.
 
     Raises:
         RecipeError: no value, or one of another type or out of range.
@@ -92,12 +92,15 @@ def decide(
             if entry.filter is None or any(entry.filter.matches(name) for name in at.names):
                 return _decided(parameter, entry, at)
     if parameter.required:
-        told = f"has no value for the parameter {parameter.name}"
-        if any(parameter.name in settings for settings in levels):
-            told += f" for {at.names[0]}, which no filter fits"
-        remedy = f"give {parameter.name}: {parameter.bounds.help}".removesuffix(": ")
-        raise RecipeError(missing, told, remedy)
+        raise missing(parameter, place, f" for {at.names[0]}, which no filter fits")
     return Decided(parameter.default, "the default")
+
+
+def missing(parameter: Parameter, place: str, why: str = "") -> RecipeError:
+    """Return the error of a required parameter without a value."""
+    fact = f"has no value for the parameter {parameter.name}{why}"
+    help_ = f": {parameter.bounds.help}" if parameter.bounds.help else ""
+    return RecipeError(place, fact, f"give {parameter.name}{help_}")
 
 
 def _decided(parameter: Parameter, entry: Entry, at: Position) -> Decided:

@@ -1,19 +1,23 @@
 """Bring the models of a recipe to one vocabulary before anything else is decided."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.errors import RecipeError
 from surgery.recipe.inputs import Model
 from surgery.recipe.schema import Recipe, TokenSource
-from surgery.vocabulary import Unified, unify
+
+if TYPE_CHECKING:
+    from surgery.vocabulary import Unified
 
 
-def unified(recipe: Recipe, models: dict[str, Model]) -> Unified | None:
+def unified(recipe: Recipe, models: dict[str, Model]) -> "Unified | None":
     """Return the models in one vocabulary; None where nothing tells that they have one.
 
     Raises:
         RecipeError: the vocabularies differ and the recipe does not say what to do.
     """
+    from surgery.vocabulary import unify  # brings numpy, which help does without
+
     choice = recipe.tokenizer
     asked = choice is not None or recipe.chat_template is not None
     known = all(m.parts is not None and m.parts.embedding for m in models.values())
