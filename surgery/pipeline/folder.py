@@ -99,6 +99,11 @@ class Folder:
         there = (self.hidden / "removed" / path.name for path in places)
         return next((path for path in there if path.exists()), None)
 
+    def path_of_removed(self, name: str) -> Path:
+        """Return where an output was that is no longer there."""
+        stored = self.stored(name)
+        return self.path / stored.name if stored else self.place(name)
+
     def make(
         self, name: str, planned: Planned, *, force: bool = False, progress: Progress | None = None
     ) -> Report:

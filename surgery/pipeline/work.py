@@ -222,10 +222,10 @@ def _measure(one: Outlook, folder: Folder, *, force: bool) -> Outcome:
 
 def _skipped(one: Outlook, folder: Folder) -> Outcome:
     task = one.task
-    path = folder.find(task.name) or folder.place(task.name)
+    path = folder.find(task.name) or folder.path_of_removed(task.name)
     if task.plan is None:
         path = result_file(folder, task.name)
-    elif one.state == "fresh":
+    else:
         clear_leftovers(path)
     removed = one.state == "removed"
     return Outcome(task=task, state="removed" if removed else "skipped", why=one.why, output=path)
