@@ -49,6 +49,9 @@ def apply(
     tensors = [_floats(t) for t in ([base] if base is not None else []) + list(models)]
     if not tensors[0].numel():
         return tensors[0].clone()
+    if method.kind == "elementwise":  # on flat slices, as in a run
+        flat: Tensor = method.call([t.reshape(-1) for t in tensors], base is not None, values)
+        return flat.view(tensors[0].shape)
     if method.kind != "passes":
         result = method.call(tensors, base is not None, values)
         return _joined(result, tensors[0]) if method.holds else result

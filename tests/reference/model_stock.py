@@ -14,7 +14,7 @@ CASES = [
 
 
 def reference(base, models, *, filter_wise=False, average="cosine", clamp_t=False):
-    if not filter_wise or base.ndim == 1:
+    if not filter_wise or base.ndim <= 1:
         return one(base, models, average, clamp_t)
     rows = [tensor.reshape(-1, base.shape[-1]) for tensor in (base, *models)]
     merged = [one(row, others, average, clamp_t) for row, *others in zip(*rows, strict=True)]

@@ -20,7 +20,7 @@ def reference(base, models, *, weight, nuslerp_flatten=True, nuslerp_row_wise=Fa
 
 
 def between(a, b, t, flatten, row_wise):
-    if flatten or a.ndim == 1:
+    if flatten or a.ndim <= 1:
         return one(a.flatten(), b.flatten(), t).view(a.shape)
     if row_wise:
         a, b = a.movedim(0, -1), b.movedim(0, -1)

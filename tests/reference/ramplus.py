@@ -19,7 +19,7 @@ def changes(base, models, epsilon):
 
 def ours(found):
     """How many changes of each model are shared, and how many are its own."""
-    flat = found.flatten(1)
+    flat = found.reshape(len(found), -1)
     count = (flat != 0).sum(0)
     return ((flat != 0) & (count > 1)).sum(1), ((flat != 0) & (count == 1)).sum(1)
 

@@ -10,8 +10,13 @@ ORDERED = True
 def reference(base, models, *, t):
     (other,) = models
     a, b = base.flatten(), other.flatten()
-    cosine = (a / a.norm()) @ (b / b.norm())
+    cosine = unit(a) @ unit(b)
     if abs(cosine) > 0.9995:
         return (1 - t) * base + t * other
     angle = torch.arccos(cosine)
     return (torch.sin((1 - t) * angle) * base + torch.sin(t * angle) * other) / torch.sin(angle)
+
+
+def unit(vector):
+    """A vector shorter than 1e-8 is left as it is."""
+    return vector / vector.norm() if vector.norm() > 1e-8 else vector
