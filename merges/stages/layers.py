@@ -36,9 +36,10 @@ def _line(
     """Return the layer scale's start and slope over the depth.
 
     Neither given: no layer scale. Alpha alone: up to 1 in the last layer, as for one task.
-    Beta alone: alpha by the paper's rule for several tasks, which looks at the whole model.
+    Beta alone: alpha by the rule for several tasks, the L1 norm of the task vectors' sum over
+    that of the merged vector and their number, all of the whole model.
 
-    Source: LiNeS, arXiv 2410.17146, equations 2 and 3, and section 4.3 for the rule.
+    Source: LiNeS, arXiv 2410.17146; the rule as in the authors' code.
     """
     if alpha is not None:
         return alpha, 1 - alpha if beta is None else beta

@@ -100,5 +100,6 @@ def masked(delta: Tensor, mask: Array) -> Tensor:
     import numpy as np
 
     flat = delta.numpy()
-    np.multiply(flat, mask.reshape(flat.shape), out=flat)
+    with np.errstate(invalid="ignore"):  # infinity becomes NaN, which the engine names
+        np.multiply(flat, mask.reshape(flat.shape), out=flat)
     return delta
