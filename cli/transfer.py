@@ -7,6 +7,7 @@ import typer
 
 from cli import render
 from cli.writing import Writing, default_output, write_plan, writing_options
+from surgery.pipeline import is_ahead
 from surgery.transfer import transfer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def command(
     writing.limits()
     sources = [writing.open(ref) for ref in (new_base, tuned, old_base)]
     plan = transfer(*sources, ratio=ratio, skip_embeddings=skip_embeddings)
-    if diagnosed:
+    if diagnosed and not is_ahead():
         from surgery.diagnose import diagnose
 
         with render.progress("diagnose") as progress:
