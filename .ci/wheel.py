@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("surgery", "merges", "growth", "cli")
-DEMO = "cli/demo_model/"
+DEMO = "cli/demo_data/"
+MODELS = ("base", "uni", "arith", "v2")
 DEMO_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -35,7 +36,7 @@ def build(scratch: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """Exactly the four packages, the embedded model and the metadata, each complete."""
+    """Exactly the four packages, the embedded models and the metadata, each complete."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
@@ -43,16 +44,17 @@ def check_contents(wheel: Path) -> None:
     expect(len(info) == 1, f"one dist-info directory, not {sorted(info)}")
     expect(tops - info == set(PACKAGES), f"top level {sorted(tops - info)} is not {PACKAGES}")
 
-    tracked = set(run("git", "ls-files", *PACKAGES, cwd=ROOT).split("\n")) - {"", DEMO.rstrip("/")}
+    tracked = set(run("git", "ls-files", *PACKAGES, cwd=ROOT).split("\n")) - {""}
+    tracked -= demo(tracked)
     packaged = {name for name in names - demo(names) if name.startswith(PACKAGES)}
     expect(packaged == tracked, f"differs from the tracked files: {sorted(packaged ^ tracked)}")
 
-    model = {name.removeprefix(DEMO) for name in demo(names)}
-    expect(model >= DEMO_FILES, f"{DEMO} lacks {sorted(DEMO_FILES - model)}")
+    wanted = {f"{DEMO}{model}/{name}" for model in MODELS for name in DEMO_FILES}
+    expect(names >= wanted, f"{DEMO} lacks {sorted(wanted - names)}")
     (license_directory,) = info
     expect(f"{license_directory}/licenses/LICENSE" in names, "the licence is not in the wheel")
     size = wheel.stat().st_size
-    expect(size < 8 << 20, f"{size} bytes is more than a small tool with a small model needs")
+    expect(size < 10 << 20, f"{size} bytes is more than a small tool with four small models needs")
     print(f"wheel: {wheel.name}, {len(names)} files, {size:,} bytes")
 
 
@@ -70,12 +72,12 @@ def check_installed(wheel: Path, scratch: Path) -> None:
     expect(Path(where).is_relative_to(purelib), f"surgery was imported from {where}")
     surgery = home / "bin" / "surgery"
     expect("stack" in run(surgery, "--help", cwd=scratch), "surgery --help does not list stack")
-    run(surgery, "inspect", purelib / DEMO, cwd=scratch)
+    run(surgery, "inspect", purelib / DEMO / "base", cwd=scratch)
     print("wheel: installs alone, and runs from another directory")
 
 
 def demo(names: set[str]) -> set[str]:
-    """The embedded model's files."""
+    """The embedded models' files."""
     return {name for name in names if name.startswith(DEMO)}
 
 

@@ -10,8 +10,9 @@ import typer
 from cli import render
 from surgery.errors import CheckpointError, PlanError, StepError
 
-MODEL = Path(__file__).parent / "demo_model"
-TEXT = Path(__file__).parent / "demo_text.jsonl"
+DATA = Path(__file__).parent / "demo_data"
+MODELS = ("base", "uni", "arith", "v2")
+TEXTS = ("mix", "uni", "arith")
 MARK = ".surgery-demo"  # says that the folder is the tour's own
 PROMPT = "for key, value in items:\n    if key"
 NEW_TOKENS = 32
@@ -23,15 +24,22 @@ def command(
         Path, typer.Option("-o", "--output", help="The folder that the tour fills.")
     ] = Path("demo-out"),
 ) -> None:
-    """Take a complete tour on a small trained model; every command is printed to be repeated.
+    """Take a complete tour on small trained models; every command is printed to be repeated.
 
     Running it again replaces the models in the folder.
     """
-    if not (MODEL / "config.json").exists() or not TEXT.exists():
-        raise CheckpointError(MODEL, "the demo's model was not installed", "reinstall surgery")
-    base, text = _prepare(output)
-    stacked, expanded = output / "base-stack2", output / "base-expand2"
+    if not all((DATA / name / "config.json").exists() for name in MODELS):
+        raise CheckpointError(DATA, "the demo's models were not installed", "reinstall surgery")
+    _prepare(output)
     tour = _Tour()
+    _grow(tour, output)
+    _merge(tour, output)
+    tour.close(output)
+
+
+def _grow(tour: "_Tour", output: Path) -> None:
+    base, text = output / "base", output / "mix.jsonl"
+    stacked, expanded = output / "base-stack2", output / "base-expand2"
     tour.say("A language model of 0.9 M parameters, trained on Python's own sources.")
     tour.run("inspect", base)
     tour.say("Stack it: the same layers twice, bytes copied. It must be trained on to be useful.")
@@ -46,22 +54,38 @@ def command(
     tour.run("verify", stacked)
     tour.say("Make the expanded model again from its record alone, and compare every tensor.")
     tour.run("reproduce", expanded)
-    tour.close(output)
 
 
-def _prepare(output: Path) -> tuple[Path, Path]:
-    base, text = output / "base", output / "held-out.jsonl"
+def _merge(tour: "_Tour", output: Path) -> None:
+    base, uni, arith, v2 = (output / name for name in MODELS)
+    texts = [output / f"{name}.jsonl" for name in TEXTS]
+    soup, negated, moved = output / "soup", output / "base-without-uni", output / "v2-with-uni"
+    tour.say("Two experts were trained from the base: uni on the names of Unicode, arith on sums.")
+    tour.say("Average them. The soup knows both domains, and each expert only its own.")
+    tour.run("soup", uni, arith, "-o", soup, "--force")
+    tour.say("Turn round what uni learnt (its task vector, times -0.5): the base without it.")
+    negate = ("merge", "task_arithmetic", uni, "--base", base, "--weight", "-0.5")
+    tour.run(*negate, "-o", negated, "--force")
+    tour.say("v2 is the base trained on. Give it what uni learnt, with no training at all.")
+    bases = ("--old-base", base, "--new-base", v2)
+    tour.run("transfer", "--tuned", uni, *bases, "-o", moved, "--force")
+    tour.say("Measure all of them on the three domains; below the parent is better.")
+    tour.run("eval", base, uni, arith, soup, negated, v2, moved, "--text", *texts)
+
+
+def _prepare(output: Path) -> None:
     if output.is_dir() and not (output / MARK).exists() and any(output.iterdir()):
         fact = "holds files that no tour has left there"
         raise PlanError(output, fact, "choose another folder with -o")
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / MARK).touch()
-        shutil.copytree(MODEL, base, dirs_exist_ok=True)
-        shutil.copyfile(TEXT, text)
+        for name in MODELS:
+            shutil.copytree(DATA / name, output / name, dirs_exist_ok=True)
+        for name in TEXTS:
+            shutil.copyfile(DATA / f"{name}.jsonl", output / f"{name}.jsonl")
     except OSError as error:
         raise StepError(output, f"cannot be written ({error.strerror})") from error
-    return base, text
 
 
 class _Tour:
