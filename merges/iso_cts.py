@@ -1,6 +1,8 @@
 """Isotropic merging in the common and in task-specific subspaces."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from merges.stages.matrices import (
@@ -65,25 +67,16 @@ def iso_cts(
         from torch import cat
 
         own = _own(vectors.width, len(models), common)
-        sums = (total(block) for block in vectors.blocks())
-        first = spectrum(
-            gram(sums, vectors.width), tolerance, most=vectors.width - own * len(models)
-        )
+        sums = gram((total(block) for block in vectors.blocks()), vectors.width)
+        first = spectrum(sums, tolerance, most=vectors.width - own * len(models))
+        del sums
         find = _turned if vectors.turned else _straight
-        lefts, parts = [], []
-        for n in range(len(models)):
-            left, values, right = find(vectors, n, first, own, tolerance)
-            lefts.append(left)
-            parts.append((values, right))
-        values = cat([*(values for values, _ in parts), first[0]])
-
-        def left(block: list[Tensor]) -> Tensor:
-            joint = sum(block[1:], block[0]) @ (first[1] / first[0])
-            return cat([*(f(d, joint) for f, d in zip(lefts, block, strict=True)), joint], dim=1)
-
-        flat = values.mean().expand(values.numel())
-        rights = [*(right for _, right in parts), first[1]]
-        return recombined(vectors, left, rights, flat, tolerance)
+        parts = [find(vectors, n, first, own, tolerance) for n in range(len(models))]
+        values = cat([*(part.values for part in parts), first[0]])
+        right = cat([*(part.right for part in parts), first[1]], dim=1)
+        left = _left(parts, values, right)
+        del parts, first
+        return recombined(vectors, left, right, values.mean().expand_as(values), tolerance)
 
     rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
@@ -96,45 +89,77 @@ def _own(size: int, models: int, common: float) -> int:
 
 
 Common = tuple[Tensor, Tensor]  # singular values and right singular vectors of the sum
-Own = tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]
 
 
-def _straight(vectors: Vectors, n: int, first: Common, most: int, tolerance: float) -> Own:
-    """Return a task's left vectors by block, singular values and right vectors.
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a task adds: singular values [own], right singular vectors [width, own].
 
-    Rows are the long side: what is common is taken off blocks by its projection there,
-    X = U_c^T d, and off the Gram matrix by X^T X.
+    Attributes:
+        off: [common, own], the common left vectors' part in its left vectors, to be taken off;
+            none where the right ones are orthogonal to them already.
+    """
+
+    values: Tensor
+    right: Tensor
+    off: Tensor | None
+
+
+def _left(parts: Sequence[_Own], values: Tensor, right: Tensor) -> Callable[[list[Tensor]], Tensor]:
+    """Return what gives a block of all left vectors, those of the tasks first."""
+    from torch import cat, split
+
+    offs = [part.off for part in parts]
+    counts = [part.values.numel() for part in parts]
+    counts.append(values.numel() - sum(counts))
+    sizes, sides = split(values, counts), split(right, counts, dim=1)
+
+    def left(block: list[Tensor]) -> Tensor:
+        joint = sum(block[1:], block[0]) @ sides[-1] / sizes[-1]
+        every = [d @ v / s for d, v, s in zip(block, sides[:-1], sizes[:-1], strict=True)]
+        for one, off in zip(every, offs, strict=True):
+            if off is not None:
+                one.addmm_(joint, off, alpha=-1)
+        return cat([*every, joint], dim=1)
+
+    return left
+
+
+def _straight(vectors: Vectors, n: int, first: Common, most: int, tolerance: float) -> _Own:
+    """Find what a task adds where rows are the long side.
+
+    What is common is taken off blocks by its projection there, X = U_c^T d, and off the Gram
+    matrix by X^T X.
     """
     import torch
 
-    size, joint_right = vectors.width, first[1] / first[0]
+    size, common = vectors.width, first[0].numel()
     own = torch.zeros(size, size, dtype=torch.float64)
-    shared = torch.zeros(first[0].numel(), size, dtype=torch.float64)
+    shared = torch.zeros(common, size, dtype=torch.float64)
     for block in vectors.blocks():
         delta = block[n].clone()
         own.addmm_(delta.T, delta)
-        shared.addmm_((total(block) @ joint_right).T, delta)
+        shared.addmm_((total(block) @ first[1] / first[0]).T, delta)
     largest = _largest(own)
     own.addmm_(shared.T, shared, alpha=-1)
     values, right = spectrum(own, tolerance, most=most, largest=largest)
-    off = shared @ (right / values)
-    return (lambda d, joint: d @ (right / values) - joint @ off), values, right
+    return _Own(values, right, shared @ (right / values))
 
 
-def _turned(vectors: Vectors, n: int, first: Common, most: int, tolerance: float) -> Own:
-    """Return the same where rows are the short side: U_c are the sum's vectors of that side."""
+def _turned(vectors: Vectors, n: int, first: Common, most: int, tolerance: float) -> _Own:
+    """Find the same where rows are the short side: U_c are the sum's vectors of that side."""
     joint = first[1]
     own = gram((delta for (delta,) in vectors.blocks([n])), vectors.width)
     largest = _largest(own)
     own -= joint @ (joint.T @ own)
     own -= (own @ joint) @ joint.T
     values, right = spectrum((own + own.T) / 2, tolerance, most=most, largest=largest)
-    return (lambda d, _: d @ (right / values)), values, right
+    return _Own(values, right, None)
 
 
 def _largest(own: Tensor) -> float:
     """Return the square of a task vector's largest singular value."""
     from torch.linalg import eigvalsh
 
-    finite = own.numel() and bool(own.isfinite().all())
+    finite = own.numel() and math.isfinite(float(own.sum()))
     return float(eigvalsh(own)[-1]) if finite else 0.0

@@ -60,19 +60,21 @@ def tsv_m(
     """
 
     def combined(vectors: Vectors) -> Merged:
-        from torch import cat
+        from torch import cat, split
 
         count = len(models)
         most = vectors.width // count
         if not most:
             return lambda block: total(block) / count
         parts = [_first(vectors, n, most, tolerance) for n in range(count)]
-        values = cat([values for values, _ in parts])
+        values, right = cat([s for s, _ in parts]), cat([own for _, own in parts], dim=1)
+        own = split(right, [s.numel() for s, _ in parts], dim=1)
+        del parts
 
         def left(block: list[Tensor]) -> Tensor:
-            return cat([d @ (right / s) for d, (s, right) in zip(block, parts, strict=True)], dim=1)
+            return cat([d @ v for d, v in zip(block, own, strict=True)], dim=1) / values
 
-        return recombined(vectors, left, [right for _, right in parts], values, tolerance)
+        return recombined(vectors, left, right, values, tolerance)
 
     rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)

@@ -107,7 +107,8 @@ def merged_matrices(
     stack = base.shape[0] if len(base.shape) > 2 else None  # noqa: PLR2004 - experts
     for n in range(1 if stack is None else stack):
         own, *others = [t if stack is None else t[n] for t in (base, *models)]
-        across = turned(*own.shape, len(others))
+        rows, columns = own.shape
+        across = turned(rows, columns, len(others))
         vectors = Vectors(own, others, weight, across)
         yield from _written(vectors, merge(vectors), scale)
 
