@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import BITS, Checkpoint, TensorInfo, View, stamp, stored_tensors
+from surgery.checkpoint.layout import CARRIED_FOLDERS
 from surgery.errors import PlanError
 
 # Files beside the weights that no plan gives the bytes of.
@@ -39,7 +40,8 @@ class TensorSpec:
 class Part:
     """Which part of a tensor a function is given: `count` elements from the flat `start` on.
 
-    Parts lie on a fixed grid, so that nothing depends on how a run is cut into work items.
+    Parts lie on a fixed grid, so that nothing depends on how a run is cut into work items. A
+    sample, picked from the whole tensor, has index -1.
     """
 
     index: int
@@ -170,6 +172,7 @@ class Plan:
         steps: independent; they share nothing.
         order: output tensor names in the order they are laid out on disk.
         config: the new config.json; None for a bare .safetensors output.
+        adapter: the output is a LoRA adapter, and `config` its adapter_config.json.
         carried: files copied beside the weights, unchanged.
         written: name to bytes of files made anew beside the weights; of a carried file of the same
             name only these are taken.
@@ -192,6 +195,22 @@ class Plan:
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reader: Callable[..., Any] | None = None
+    adapter: bool = False
+
+    @property
+    def stem(self) -> str:
+        """What the weight files are called, before number and suffix."""
+        return "adapter_model" if self.adapter else "model"
+
+    @property
+    def config_name(self) -> str:
+        """The name of the config beside the weights."""
+        return "adapter_config.json" if self.adapter else "config.json"
+
+    @property
+    def one_file(self) -> bool:
+        """Whether the weights are one file, whatever their size."""
+        return self.bare or self.adapter
 
     @property
     def bare(self) -> bool:
@@ -244,7 +263,9 @@ def _check_written(plan: Plan) -> None:
     for name in plan.written:
         if plan.bare:
             raise PlanError(name, "a bare file has no other file beside it")
-        if name in MADE_BY_THE_RUN or name.endswith(".safetensors") or Path(name).name != name:
+        folder, _, plain = name.rpartition("/")
+        sound = plain != "" and Path(plain).name == plain and folder in ("", *CARRIED_FOLDERS)
+        if not sound or name in MADE_BY_THE_RUN or name.endswith(".safetensors"):
             raise PlanError(name, "the plan may not write a file of this name")
 
 

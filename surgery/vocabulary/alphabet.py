@@ -25,17 +25,21 @@ def find_alphabet(document: Mapping[str, Any] | None, kind: str) -> Alphabet:
 
 
 def _marks(part: Mapping[str, Any]) -> bool:
-    return SPACE in (part.get("content"), dict(part.get("pattern") or {}).get("String"))
+    pattern = part.get("pattern")
+    told = pattern.get("String") if isinstance(pattern, dict) else None
+    return SPACE in (part.get("content"), told)
 
 
 def _walk(value: object) -> Iterator[Mapping[str, Any]]:
     """Yield every table inside."""
-    if isinstance(value, dict):
-        yield value
-    for inner in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        yield from _walk(inner)
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
 
 
 def spelled(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
-from surgery.checkpoint.jsonfile import read_json_object
+from surgery.checkpoint.jsonfile import read_json_object, read_small_file
 from surgery.errors import CheckpointError
 from surgery.vocabulary.alphabet import Alphabet, find_alphabet
 from surgery.vocabulary.sentencepiece import read_pieces
@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     *("special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 TEMPLATE_FOLDER = "additional_chat_templates"
+MOST = 1 << 24  # ids; a forged one must not ask for a table of terabytes
 REMEDY = "load it with transformers and save it once, which writes a tokenizer.json"
 
 
@@ -85,8 +86,9 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     kind, ids = _told(checkpoint, here, document)
     added = _added(here, document, settings)
     ids.update((content, entry["id"]) for content, entry in added.items())
-    if not all(type(number) is int and number >= 0 for number in ids.values()):
-        raise CheckpointError(checkpoint.root, "its tokenizer has an id that is no number")
+    if not all(type(number) is int and 0 <= number < MOST for number in ids.values()):
+        fact = f"its tokenizer has an id that is no number from 0 to {MOST - 1}"
+        raise CheckpointError(checkpoint.root, fact, "restore its files")
     roles = _roles(here, settings)
     _place_unplaced(ids, added, roles)
     ordered = sorted(added, key=ids.__getitem__)
@@ -117,7 +119,8 @@ def _told(
     if "vocab.json" in here:
         return "BPE", dict(read_json_object(here["vocab.json"]))
     if "vocab.txt" in here:
-        lines = here["vocab.txt"].read_text("utf-8").splitlines()
+        text = read_small_file(here["vocab.txt"]).decode("utf-8", "replace")
+        lines = text.rstrip("\n").split("\n")
         return "WordPiece", {token: number for number, token in enumerate(lines)}
     if "tokenizer.model" in here:
         return "SentencePiece", read_pieces(here["tokenizer.model"])
@@ -153,7 +156,8 @@ def _added(
     entries: list[Any] = [
         {**e, "id": int(number)} for number, e in told if isinstance(e, dict) and number.isdecimal()
     ]
-    entries += (document or {}).get("added_tokens") or ()
+    listed = (document or {}).get("added_tokens") or []
+    entries += listed if isinstance(listed, list) else [listed]
     for entry in entries:
         sound = isinstance(entry, dict) and isinstance(entry.get("content"), str)
         if not sound or type(entry.get("id")) is not int:

@@ -106,4 +106,16 @@ def unknown_tables(checkpoint: Checkpoint) -> list[str]:
         name
         for name, tensor in checkpoint.tensors.items()
         if name not in known and rows in tensor.shape and not re.search(r"\.\d+\.", name)
-    ] + [name for name in checkpoint.tensors if PER_LAYER.search(name)]
+    ]
+
+
+def refuse_tables_per_layer(checkpoint: Checkpoint) -> None:
+    """Refuse to change the ids of a model that has further tables inside its layers.
+
+    Raises:
+        CheckpointError: it has (Gemma 3n).
+    """
+    found = next((name for name in checkpoint.tensors if PER_LAYER.search(name)), None)
+    if found is not None:
+        fact = f"{found} has a row per token for every layer, and fewer than the embedding"
+        raise CheckpointError(checkpoint.ref, fact, "take this model's own tokenizer")

@@ -21,7 +21,14 @@ from surgery.vocabulary.instructions import (
 from surgery.vocabulary.permute import permuted
 from surgery.vocabulary.read import Vocabulary, read_vocabulary
 from surgery.vocabulary.rows import RowMap, own_rows, row_maps
-from surgery.vocabulary.tables import MATRIX, Table, embedding, find_tables, unknown_tables
+from surgery.vocabulary.tables import (
+    MATRIX,
+    Table,
+    embedding,
+    find_tables,
+    refuse_tables_per_layer,
+    unknown_tables,
+)
 from surgery.vocabulary.template import Template, choose_template
 from surgery.vocabulary.union import Union, unite
 
@@ -207,6 +214,8 @@ def _moved(checkpoints: Sequence[Checkpoint], maps: Sequence[RowMap]) -> Iterato
     """Yield the checkpoints with their tables in the new order."""
     found = [find_tables(checkpoint) for checkpoint in checkpoints]
     for checkpoint, tables, row_map in zip(checkpoints, found, maps, strict=True):
+        if not row_map.is_identity(embedding(checkpoint).shape[0]):
+            refuse_tables_per_layer(checkpoint)
         tensors = dict(checkpoint.tensors)
         for name, table in tables.items():
             every = _same_table(name, table, found)

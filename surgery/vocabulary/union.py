@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
-from surgery.errors import RecipeError
+from surgery.errors import CheckpointError, RecipeError
 from surgery.vocabulary.read import FLAGS, REMEDY, Vocabulary, compact
 
 # Parts of a model that decide which strings its merges make: they must agree.
@@ -122,16 +122,24 @@ def _document(
 
 def _merges(models: Sequence[Vocabulary]) -> list[Any]:
     """Return the donor's merges, then the others' that are not among them, in their order."""
-    lists = [_model(model).get("merges") or [] for model in models]
+    lists = [_checked(model) for model in models]
     if all(isinstance(merge, str) for merges in lists for merge in merges[:1]):
         return list(dict.fromkeys(chain.from_iterable(lists)))
     return list(dict.fromkeys(chain.from_iterable(map(_pairs, lists))))
 
 
+def _checked(model: Vocabulary) -> list[Any]:
+    merges = _model(model).get("merges") or []
+    kinds = set(map(type, merges)) if isinstance(merges, list) else {None}
+    if not (kinds <= {str} or kinds <= {list}):
+        raise CheckpointError(model.ref, "its tokenizer.json has broken merges", "restore it")
+    return merges
+
+
 def _pairs(merges: Sequence[Any]) -> Iterable[tuple[str, ...]]:
     if merges and isinstance(merges[0], str):
         return (tuple(merge.split(" ", 1)) for merge in merges)
-    return map(tuple, merges)
+    return map(tuple, map(map, repeat(str), merges))
 
 
 def _added_tokens(donor: Vocabulary, others: Sequence[Vocabulary]) -> dict[str, Mapping[str, Any]]:

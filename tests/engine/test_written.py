@@ -21,7 +21,11 @@ from surgery.preflight import preflight
 from surgery.run import dry_digests, run
 from surgery.verify import verify
 
-NEW = {"tokenizer.json": b'{"new": 1}', "chat_template.jinja": b"{{ messages }}"}
+NEW = {
+    "tokenizer.json": b'{"new": 1}',
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/rag.jinja": b"{{ documents }}",
+}
 
 
 @pytest.fixture
@@ -57,7 +61,8 @@ def test_the_disk_needed_counts_written_files(plan: Plan, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "surgery.json", "model.safetensors", "../x.json", "README.md"]
+    "name",
+    ["config.json", "surgery.json", "model.safetensors", "../x.json", "a/x.json", "README.md", ""],
 )
 def test_a_plan_may_not_write_what_the_run_makes(plan: Plan, name: str) -> None:
     with pytest.raises(PlanError, match="may not write"):

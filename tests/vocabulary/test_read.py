@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import speakers
 from structures import STRUCTURES, VOCAB
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import CheckpointError
-from surgery.vocabulary import explain_difference, find_tables, read_vocabulary
+from surgery.vocabulary import explain_difference, find_tables, read_vocabulary, unify
 from surgery.vocabulary.tables import unknown_tables
 
 
@@ -123,7 +125,15 @@ def test_a_broken_or_unread_tokenizer_is_told(tmp_path: Path, name: str, data: b
         read_vocabulary(open_checkpoint(folder))
 
 
-ADDED = [[3], [{"content": "x"}], [{"id": "y", "content": "x"}], [{"id": -1, "content": "x"}]]
+ADDED = [
+    5,
+    {"a": 1},
+    [{"id": 1 << 40, "content": "x"}],
+    [3],
+    [{"content": "x"}],
+    [{"id": "y", "content": "x"}],
+    [{"id": -1, "content": "x"}],
+]
 
 
 @pytest.mark.parametrize("added", ADDED)
@@ -169,3 +179,55 @@ def test_rows_alone_are_a_difference(tmp_path: Path) -> None:
     assert found is not None
     assert "has 289 rows" in found
     assert "has 294" in found
+
+
+def test_tables_inside_layers_keep_a_vocabulary_from_changing(tmp_path: Path) -> None:
+    more = {"model.embed_tokens_per_layer.weight": np.zeros((9, 2), np.float32)}
+    models = [
+        speakers.speaker(tmp_path, "fox", more=more),
+        speakers.speaker(tmp_path, "sums"),
+    ]
+    assert unify(models, choice="base", base=0).maps
+    with pytest.raises(CheckpointError, match="for every layer"):
+        unify(models, choice="sums", base=0, names=["fox", "sums"])
+
+
+@pytest.mark.parametrize("merges", [[1], ["a b", ["a", "b"]], {"a": 1}])
+def test_broken_merges_are_told(tmp_path: Path, merges: object) -> None:
+    models = [speakers.speaker(tmp_path, name) for name in ("fox", "sums")]
+    file = models[1].root / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["model"]["merges"] = merges
+    file.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="broken merges"):
+        unify(models, choice="union", base=0)
+
+
+CODE = """
+import hashlib, sys
+from surgery.checkpoint import open_checkpoint
+from surgery.vocabulary import unify
+made = unify([open_checkpoint(path) for path in sys.argv[1:]], choice="union", base=0)
+keys = [t.key for c in made.checkpoints for t in c.tensors.values() if hasattr(t, "key")]
+told = repr([made.config, dict(made.written), made.facts, made.notes, keys])
+assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
+print(hashlib.sha256(told.encode()).hexdigest())
+"""
+
+
+def test_a_union_needs_no_torch_and_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    roots = [
+        str(speakers.speaker(tmp_path, name, special).root)
+        for name, special in (("fox", ["<|end|>"]), ("sums", ["<|b|>", "<|end|>", "<|c|>"]))
+    ]
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", CODE, *roots],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(digests) == 1
