@@ -11,10 +11,12 @@ from surgery.checkpoint.header import open_regular, quoted
 from surgery.errors import RecipeError
 
 MAX_BYTES = 4 << 20
-MAX_VALUES = 200_000  # after aliases are followed
+MAX_VALUES = 50_000  # after aliases are followed
 MAX_DEPTH = 60
 Key = str | int
-SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+PLAIN = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")
+}
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -125,6 +127,11 @@ class _Reader:
             fact = "is nested too deeply" if len(path) > MAX_DEPTH else "multiplies by its aliases"
             raise RecipeError(self.source, fact, "write the values out")
         self.lines.setdefault(path, _line(node))
+        if node.tag not in PLAIN:
+            kind = node.tag.rpartition(":")[2].lstrip("!")
+            value = quoted(str(node.value)) if isinstance(node, yaml.ScalarNode) else "it"
+            place = f"{self.source}, line {_line(node)}, {dotted(path)}"
+            raise RecipeError(place, f"{value} is read as a {kind}", "put words in quotes")
         if isinstance(node, yaml.MappingNode):
             return {key: self.read(value, (*path, key)) for key, value in self.entries(node, path)}
         if isinstance(node, yaml.SequenceNode):
@@ -173,10 +180,6 @@ class _Reader:
 
     def scalar(self, node: yaml.Node, path: tuple[Key, ...]) -> Any:  # noqa: ANN401
         place = f"{self.source}, line {_line(node)}, {dotted(path)}"
-        if node.tag not in SCALARS:
-            kind = node.tag.rpartition(":")[2].lstrip("!")
-            fact = f"{quoted(str(node.value))} is read as a {kind}"
-            raise RecipeError(place, fact, "put it in quotes if it is a word")
         try:
             return self.scalars.construct_object(node)
         except ValueError as error:  # an integer of thousands of digits, a number of odd spelling

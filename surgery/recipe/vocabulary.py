@@ -37,7 +37,8 @@ def unified(recipe: Recipe, models: dict[str, Model]) -> "Unified | None":
         )
     except RecipeError as error:
         key = error.place.partition(".")[0]
-        place = recipe.document.place(key) if key in recipe.as_written else recipe.document.place()
+        keys = (key, "models", "slices", "modules")
+        place = recipe.document.place(next(k for k in keys if k in recipe.as_written))
         rest = error.place.partition(".")[2]
         raise RecipeError(f"{place}.{rest}" if rest else place, error.fact, error.remedy) from error
 
