@@ -21,6 +21,7 @@ PLANS = {
     "prune": "growth.prune:prune",
     "merge": "surgery.recipe.compile:compile_recorded",
     "transfer": "surgery.transfer:transfer",
+    "lora extract": "surgery.lora.extract:extract",
     "lora fuse": "surgery.lora.fuse:fuse",
     "convert": "surgery.convert:convert",
 }

@@ -8,7 +8,7 @@ import typer
 
 from cli import render
 from cli.writing import parse_size
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.adapter_source import open_any
 from surgery.errors import RecipeError, VerificationError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def command(
 
     limits = {"memory": parse_size(memory, "--memory"), "workers": workers}
     renamed = dict(map(_parse_moved, moved or ()))
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_any(path)
     with render.progress(f"reproduce {checkpoint.name}") as progress:
         found = reproduce(
             checkpoint, find_operation, moved=renamed, out=output, progress=progress, **limits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import render
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.adapter_source import open_any
 from surgery.errors import CheckpointError, VerificationError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def command(
     from surgery.verify import unsound, verify
 
     try:
-        checkpoint = open_checkpoint(path, weights=weights)
+        checkpoint = open_any(path, weights=weights)
     except CheckpointError as error:
         if not os.path.lexists(Path(path).expanduser()):
             raise

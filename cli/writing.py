@@ -18,6 +18,8 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError
 from surgery.plan import Plan
 
+Told = Mapping[str, Mapping[str, float]]
+InAll = Callable[[Told], Mapping[str, float]]
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 # Who gets the plans of commands instead of running them, and the limits to run them by.
@@ -134,8 +136,12 @@ def make(
     write_plan(plan, writing.output or default_output(source, suffix), writing)
 
 
-def write_plan(plan: Plan, out: Path, writing: Writing) -> None:
-    """Describe a plan, or run it, by the options; every command that writes ends here."""
+def write_plan(plan: Plan, out: Path, writing: Writing, *, in_all: InAll = lambda _: {}) -> None:
+    """Describe a plan, or run it, by the options; every command that writes ends here.
+
+    Args:
+        in_all: makes of what the steps told figures of the whole, to be printed.
+    """
     limits = writing.limits()
     taker = _taker.get()
     if taker is not None:
@@ -149,15 +155,23 @@ def write_plan(plan: Plan, out: Path, writing: Writing) -> None:
         render.print_json(told) if writing.as_json else _show_plan(told)
         return
     options = {"force": writing.force, "fresh": not writing.resume, **limits}
-    carry_out(plan, out, as_json=writing.as_json, **options)
+    carry_out(plan, out, as_json=writing.as_json, in_all=in_all, **options)
 
 
-def carry_out(plan: Plan, out: Path, *, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def carry_out(
+    plan: Plan,
+    out: Path,
+    *,
+    as_json: bool,
+    in_all: InAll = lambda _: {},
+    **options: Any,  # noqa: ANN401 - those of `run`
+) -> None:
     """Run a plan under a progress bar and print the report."""
     from surgery.run import run
 
     with render.progress(f"{plan.operation} {out.name}") as progress:
         report = run(plan, out, progress=progress, **options)
+    total = in_all(report.record.get("told", {}))
     if as_json:
         render.print_json(
             {
@@ -171,6 +185,7 @@ def carry_out(plan: Plan, out: Path, *, as_json: bool, **options: Any) -> None: 
                 "seconds": round(report.seconds, 3),
                 "facts": dict(plan.facts),
                 "told": report.record.get("told", {}),
+                **total,
                 "notes": list(plan.notes),
             }
         )
@@ -180,11 +195,13 @@ def carry_out(plan: Plan, out: Path, *, as_json: bool, **options: Any) -> None: 
         render.remark(f"note: {note}")
     for told in figures(report.record.get("told", {})):
         render.remark(told)
+    for name, value in total.items():
+        render.line(f"{name}: {value:.4g}")
     written = render.size(plan.bytes_out)
     render.line(f"{out}  {len(plan.order)} tensors, {written} in {report.seconds:.1f} s{resumed}")
 
 
-def figures(told: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def figures(told: Told) -> Iterator[str]:
     """Sum up what steps told of their tensors: a line for each figure."""
     for name in dict.fromkeys(name for figures in told.values() for name in figures):
         values = {tensor: figures[name] for tensor, figures in told.items() if name in figures}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.checkpoint.adapter_source import AdapterSource
 from surgery.errors import CheckpointError
 
 MAX_LAYERS = 10_000  # of any tower; more would be built for minutes
@@ -46,10 +47,39 @@ def loading_problems(checkpoint: Checkpoint) -> list[str]:
     return _told(info)
 
 
+def empty_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers' own
+    """Return the model that a checkpoint's config describes, on the meta device.
+
+    Raises:
+        CannotTell: as `loading_problems`.
+        CheckpointError: transformers cannot build it.
+    """
+    import torch
+
+    config = _askable(checkpoint)
+    _check_counts(config, checkpoint)
+    with _captured():
+        try:
+            import transformers
+
+            local = {"local_files_only": True, "trust_remote_code": False}
+            known = transformers.AutoConfig.from_pretrained(checkpoint.root, **local)
+            kind = _model_class(config, known)
+            with torch.device("meta"):
+                return kind.from_config(known) if hasattr(kind, "from_config") else kind(known)
+        except ImportError as error:
+            raise CannotTell(f"transformers needs a package: {_first_line(error)}") from error
+        except Exception as error:  # a bad config makes it raise nearly any type
+            fact = f"transformers cannot build the model ({_first_line(error)})"
+            raise CheckpointError(checkpoint.root, fact) from error
+
+
 def _askable(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if checkpoint.adapters:
         raise CannotTell("adapters are added when it is read; `surgery lora fuse` writes it out")
+    if isinstance(checkpoint, AdapterSource):
+        raise CannotTell("an adapter, which peft loads onto its base")
     if config is None:
         raise CannotTell("there is no config.json, which would say what to build")
     if (checkpoint.root / "adapter_config.json").exists():

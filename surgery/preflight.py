@@ -60,7 +60,8 @@ def preflight(
     check_output(plan, out, force=force)
     threads = fitting_workers(plan, workers=workers, memory=memory)
     peak = peak_memory(plan, workers=threads, memory=memory)
-    layout = lay_out(plan.outputs, shard_size=plan.bytes_out + 1 if plan.bare else shard_size)
+    size = plan.bytes_out + 1 if plan.one_file else shard_size
+    layout = lay_out(plan.outputs, shard_size=size, stem=plan.stem)
     disk = layout.size + SLACK + sum(path.stat().st_size for path in plan.carried)
     disk += sum(len(data) for data in plan.written.values())
     free = shutil.disk_usage(out.parent).free
@@ -109,7 +110,8 @@ def _is_model(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    configs = {"config.json", "adapter_config.json"} & names
+    return bool(configs) and any(name.endswith(".safetensors") for name in names)
 
 
 def _foreign(out: Path) -> str | None:

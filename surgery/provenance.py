@@ -10,6 +10,7 @@ from typing import Any
 
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.checkpoint.jsonfile import read_json_object, read_small_file
+from surgery.checkpoint.refs import split_ref
 from surgery.digest import ALGORITHM, PLACEHOLDER, Digests, combine
 from surgery.errors import CheckpointError
 from surgery.plan import Plan, identity
@@ -171,8 +172,9 @@ def model_card(plan: Plan) -> str:
 
     Only names are told, never paths of the machine that made it.
     """
-    front = ["---", "library_name: transformers", "tags:", "- surgery", f"- {plan.operation}"]
-    if hub := [s.ref.partition("@")[0] for s in plan.sources if s.revision]:
+    library = "peft" if plan.adapter else "transformers"
+    front = ["---", f"library_name: {library}", "tags:", "- surgery", f"- {plan.operation}"]
+    if hub := [ref for source in plan.sources for ref in _hub_refs(source)]:
         front += ["base_model:", *(f"- {json.dumps(ref)}" for ref in hub)]
     names = ", ".join(_inline(source.name) for source in plan.sources)
     body = [
@@ -188,6 +190,13 @@ def model_card(plan: Plan) -> str:
         "`surgery verify` checks this directory against it, `surgery reproduce` makes it again.",
     ]
     return "\n".join([*front, "---", "", *body]) + "\n"
+
+
+def _hub_refs(source: Checkpoint) -> list[str]:
+    """Return the hub names of a source, and of adapters that are added to it."""
+    commits = source.revision.split("+") if source.revision else []
+    refs = split_ref(source.ref) if len(commits) > 1 else (source.ref,)
+    return [ref.partition("@")[0] for ref, commit in zip(refs, commits, strict=False) if commit]
 
 
 def _inline(text: str) -> str:

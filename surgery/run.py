@@ -161,7 +161,8 @@ def planned_record(
 def layout_of(plan: Plan, shard_size: int) -> Layout:
     """Return where every tensor of the output goes."""
     if not plan.bare:
-        return lay_out(plan.outputs, shard_size=shard_size)
+        size = plan.bytes_out + 1 if plan.one_file else shard_size
+        return lay_out(plan.outputs, shard_size=size, stem=plan.stem)
     metadata = {KEY: _bare_record(plan, Digests(), _no_headers(plan))}
     return lay_out(plan.outputs, shard_size=plan.bytes_out + 1, metadata=metadata)
 
@@ -256,7 +257,7 @@ def beside(plan: Plan, layout: Layout | None = None) -> Iterator[tuple[str, byte
     index = layout.index(plan.outputs) if layout else None
     if index is not None:
         yield "model.safetensors.index.json", _pretty(index)
-    yield "config.json", _pretty(plan.config)
+    yield plan.config_name, _pretty(plan.config)
     for path in plan.carried:
         name = str(path.relative_to(plan.sources[0].root))
         if name not in plan.written:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from surgery.anatomy import Anatomy, anatomy, dig
 from surgery.checkpoint import Checkpoint, read_header
+from surgery.checkpoint.adapter_source import AdapterSource
 from surgery.checkpoint.jsonfile import read_small_file
 from surgery.checkpoint.layout import contained
 from surgery.digest import ALGORITHM
@@ -96,6 +97,8 @@ def _check(name: str, examine: Callable[[], tuple[str, list[str]]]) -> Check:
 def _check_anatomy(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     if checkpoint.bare:
         raise Skipped("a bare file has no config to compare with")
+    if isinstance(checkpoint, AdapterSource):
+        raise Skipped("an adapter, which has no layers of its own")
     if checkpoint.config is None:
         return "", ["config.json: missing, so that nothing can load the weights"]
     parts = anatomy(checkpoint)

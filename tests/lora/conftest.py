@@ -84,13 +84,27 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
+def missing(base: Path, adapter: Path) -> list[str]:
+    """Tensors of the adapter's that peft does not find a place for, and places left empty."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(load(base), adapter, adapter_name="0")
+        told = model.load_adapter(adapter, adapter_name="second")
+    left = (key for key in told.missing_keys if ".second" in key)
+    return [*told.unexpected_keys, *left]
+
+
 @pytest.fixture(scope="session")
-def lab(structure, train, write) -> SimpleNamespace:
+def lab(structure, train, write, tmp_path_factory) -> SimpleNamespace:
     """All of the above, without an import of this file."""
     return SimpleNamespace(
         structure=structure,
         train=train,
         write=write,
+        fresh=lambda: tmp_path_factory.mktemp("fresh") / "out",
+        missing=missing,
         load=load,
         adapted=adapted,
         merged=merged,
