@@ -159,13 +159,13 @@ class Held:
 def held_bytes(
     told: Callable[[int, int, int, Mapping[str, Any]], Held],
     *,
-    turned: Callable[[int, int, int], bool] = lambda rows, columns, _: rows < columns,
+    turned: Callable[[int, int, int, Mapping[str, Any]], bool] = lambda r, c, *_: r < c,
 ) -> Callable[[Mapping[str, Any], tuple[int, ...], int, int], int]:
     """Return what tells the plan the bytes that a method holds.
 
     Args:
         told: from rows, columns, the number of models and the values.
-        turned: as for `merged_matrices`.
+        turned: as for `merged_matrices`, from the values as well.
     """
 
     def holds(values: Mapping[str, Any], shape: tuple[int, ...], models: int, width: int) -> int:
@@ -173,7 +173,7 @@ def held_bytes(
         if rule_of(shape, **rules) != "svd":
             return (models + 4) * 8 * max(BLOCK, prod(shape[1:]))
         rows, columns = shape[-2:]
-        across = turned(rows, columns, models)
+        across = turned(rows, columns, models, values)
         held = told(rows, columns, models, values)
         result = rows * columns * width if across else 0
         blocks = (models + 4) * 8 * max(BLOCK, rows if across else columns)
