@@ -23,6 +23,10 @@ PLANS = {
     "transfer": "surgery.transfer:transfer",
     "lora extract": "surgery.lora.extract:extract",
     "lora fuse": "surgery.lora.fuse:fuse",
+    "emr build": "merges.multitask:build_store",
+    "emr task": "merges.multitask:restore_task",
+    "tall build": "merges.multitask:build_store",
+    "tall task": "merges.multitask:restore_task",
     "convert": "surgery.convert:convert",
 }
 

@@ -202,8 +202,9 @@ def carry_out(
 
 
 def figures(told: Told) -> Iterator[str]:
-    """Sum up what steps told of their tensors: a line for each figure."""
-    for name in dict.fromkeys(name for figures in told.values() for name in figures):
+    """Sum up what steps told of their tensors: a line for each figure, but those named `_...`."""
+    every = dict.fromkeys(name for figures in told.values() for name in figures)
+    for name in (name for name in every if not name.startswith("_")):
         values = {tensor: figures[name] for tensor, figures in told.items() if name in figures}
         least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
         yield (

@@ -24,6 +24,7 @@ from surgery.slices import Sources
 
 # Files that change what a model does, and that must not turn up unrecorded.
 READ_BY_LOADERS = (".json", ".jinja", ".py", ".safetensors", ".model")
+STORE = "surgery_store"  # the key in the config of what is no model, but makes models
 # Lists of the config that have one entry per layer, whatever the architecture.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 
@@ -99,6 +100,7 @@ def _check_anatomy(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         raise Skipped("a bare file has no config to compare with")
     if isinstance(checkpoint, AdapterSource):
         raise Skipped("an adapter, which has no layers of its own")
+    _skip_store(checkpoint)
     if checkpoint.config is None:
         return "", ["config.json: missing, so that nothing can load the weights"]
     parts = anatomy(checkpoint)
@@ -109,6 +111,11 @@ def _check_anatomy(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         *(["config.json: promises an output head of its own, but there is none"] * parts.lost_head),
     ]
     return f"{parts.family}, {parts.layers} layers of {parts.stack.prefix}", problems
+
+
+def _skip_store(checkpoint: Checkpoint) -> None:
+    if STORE in (checkpoint.config or {}):
+        raise Skipped("a store of task masks: `surgery emr task` makes models of it")
 
 
 def _wrong_lists(text: Mapping[str, Any], parts: Anatomy) -> Iterable[str]:
@@ -243,6 +250,7 @@ def _files(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
 def _check_loading(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     from surgery.loading import CannotTell, loading_problems
 
+    _skip_store(checkpoint)
     try:
         problems = loading_problems(checkpoint)
     except CannotTell as reason:
