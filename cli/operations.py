@@ -22,12 +22,20 @@ PLANS = {
     "merge": "surgery.recipe.compile:compile_recorded",
     "transfer": "surgery.transfer:transfer",
     "lora extract": "surgery.lora.extract:extract",
+    "lora merge": "surgery.lora.combine:merge",
     "lora fuse": "surgery.lora.fuse:fuse",
+    "align": "surgery.alignment:align",
     "emr build": "merges.multitask:build_store",
     "emr task": "merges.multitask:restore_task",
     "tall build": "merges.multitask:build_store",
     "tall task": "merges.multitask:restore_task",
     "convert": "surgery.convert:convert",
+}
+
+# Operation: the function that opens its inputs, where they are no checkpoints.
+OPENERS = {
+    "convert": "surgery.convert:open_pickle",
+    "lora merge": "surgery.checkpoint.adapter_source:open_adapter_source",
 }
 
 
@@ -42,7 +50,7 @@ def find_operation(name: str) -> Operation:
         fact = "is an operation that this version does not have"
         raise CheckpointError(name, fact, f"it has {known}")
     compile_plan: Callable[..., Plan] = _load(PLANS[name])
-    opener = _load("surgery.convert:open_pickle") if name == "convert" else open_checkpoint
+    opener = _load(OPENERS[name]) if name in OPENERS else open_checkpoint
     return Operation(compile_plan=compile_plan, open_input=opener)
 
 
