@@ -9,7 +9,9 @@ import typer.main
 from cli import render
 from cli.writing import BASE, Writing, make, write_plan, writing_options
 from surgery.checkpoint import Checkpoint
-from surgery.lora.decompose import Method
+from surgery.errors import RecipeError
+from surgery.lora.combine import Method
+from surgery.lora.decompose import Method as Svd
 from surgery.lora.fuse import fuse
 
 ADAPTERS = Annotated[
@@ -27,7 +29,7 @@ def build(name: str) -> Any:  # noqa: ANN401 - click's own type
     """Return the group under the name of the command."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.callback(no_args_is_help=True)(command)
-    for single in (fuse_command, extract_command):
+    for single in (fuse_command, extract_command, merge_command):
         app.command(single.__name__.removesuffix("_command"))(single)
     found = typer.main.get_command(app)
     found.name = name
@@ -65,7 +67,7 @@ def extract_command(
         float | None,
         typer.Option(help="Take the smallest ranks that keep this share of the difference."),
     ] = None,
-    method: Annotated[Method, typer.Option(help="How to decompose.")] = "randomized",
+    method: Annotated[Svd, typer.Option(help="How to decompose.")] = "randomized",
     include: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help=f"Only modules by {FILTERS}")
     ] = None,
@@ -111,6 +113,62 @@ def extract_command(
         writing,
         in_all=lambda told: {"energy_in_all": energy_in_all(plan, told)},
     )
+
+
+@writing_options
+def merge_command(
+    adapters: ADAPTERS,
+    *,
+    method: Annotated[Method, typer.Option(help="How to merge.")] = "cat",
+    weight: Annotated[
+        str | None,
+        typer.Option(metavar="W1,W2,...", help="One for each adapter.  [default: 1 for each]"),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Of all methods but cat.  [default: a module's largest]"),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of elements kept by ties, dare and magnitude_prune."),
+    ] = None,
+    svd: Annotated[Svd, typer.Option(help="How elementwise results are decomposed.")] = (
+        "randomized"
+    ),
+    dtype: SAVED = "float32",
+    seed: Annotated[int, typer.Option(help="Of masks and sketches.")] = 0,
+    writing: Writing,
+) -> None:
+    """Merge LoRA adapters of one base into one, by what they change.
+
+    cat is the weighted sum exactly, at the sum of the ranks. svd (linear is the same) is the
+    nearest to it of a lower rank. ties, dare_linear, dare_ties and magnitude_prune act on the
+    elements of the changes, and are decomposed again.
+    """
+    from surgery.checkpoint.adapter_source import open_adapter_source
+    from surgery.lora.combine import merge
+
+    writing.limits()
+    sources = [open_adapter_source(ref, allow_download=writing.allow_download) for ref in adapters]
+    plan = merge(
+        *sources,
+        weights=_shares(weight),
+        method=method,
+        rank=rank,
+        density=density,
+        svd=svd,
+        dtype=dtype,
+        seed=seed,
+    )
+    write_plan(plan, writing.output or _beside(sources[0], "merged"), writing)
+
+
+def _shares(text: str | None) -> list[float] | None:
+    try:
+        return [float(word) for word in text.split(",")] if text is not None else None
+    except ValueError as error:
+        fact = "is no list of numbers"
+        raise RecipeError(f"--weight {text}", fact, "write for instance 0.7,0.3") from error
 
 
 def _beside(source: Checkpoint, suffix: str) -> Path:
