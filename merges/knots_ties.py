@@ -19,8 +19,8 @@ from merges.stages.matrices import (
     rule_of,
 )
 from merges.stages.parameters import Lambda, LinesAlpha, LinesBeta, Weight
-from merges.stages.selection import Cut, largest
-from merges.stages.sketch import leading
+from merges.stages.selection import LIMIT, Cut, largest
+from merges.stages.sketch import leading, leading_bytes
 from merges.stages.spectrum import DECOMPOSING, gram, spectrum, squares
 from surgery.method import Param, Place, Tensor, merge
 from surgery.passes import Each
@@ -29,13 +29,14 @@ from surgery.plan import Part
 SAMPLE = 128  # rows of the blocks' longer side that guess where the trimmed magnitudes end
 
 
-def _held(rows: int, _columns: int, models: int, values: Mapping[str, Any]) -> Held:
-    selecting = 64 << 20  # what lies in brackets, of every model
-    if values["rank"] is None:
-        kept = squares(1, rows)
-        return Held(max(squares(DECOMPOSING, rows), kept + models * selecting), kept)
-    kept = 8 * rows * (values["rank"] + 16)
-    return Held(max(4 * kept, kept + models * selecting), kept)
+def _held(rows: int, columns: int, models: int, values: Mapping[str, Any]) -> Held:
+    rank = values["rank"]
+    kept = 8 * rows * (rows if rank is None else rank)
+    finding = squares(DECOMPOSING, rows)
+    if rank is not None:
+        finding = leading_bytes((models * columns, rows), rank)
+    selecting = models * 8 * min(LIMIT, columns * rows)  # what lies in brackets
+    return Held(max(finding, kept + selecting), kept)
 
 
 @merge(
@@ -90,7 +91,7 @@ def knots_ties(
         else:
             _, basis = leading(
                 lambda: (delta for block in vectors.blocks() for delta in block),
-                vectors.width,
+                (len(models) * vectors.base.shape[1], vectors.width),
                 rank,
                 tolerance=tolerance,
                 place=place,

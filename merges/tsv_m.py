@@ -1,9 +1,11 @@
 """Task singular vectors, merged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from merges.stages.matrices import (
     ONE,
+    Held,
     Merged,
     Others,
     Tolerance,
@@ -18,13 +20,22 @@ from merges.stages.matrices import (
 )
 from merges.stages.parameters import Lambda, LinesAlpha, LinesBeta, Weight
 from merges.stages.recombine import recombined, recombining
-from merges.stages.spectrum import gram, spectrum
-from surgery.method import Place, Tensor, merge
+from merges.stages.sketch import leading, leading_bytes
+from merges.stages.spectrum import gram, spectrum, squares
+from surgery.method import Param, Place, Tensor, merge
+
+
+def _held(rows: int, columns: int, models: int, values: Mapping[str, Any]) -> Held:
+    held, side = recombining(min(rows, columns)), min(rows, columns)
+    if values["svd"] == "exact":
+        return held
+    sketched = leading_bytes((max(rows, columns), side), side // models) + squares(1, side)
+    return Held(max(held.finding, sketched), held.keeping)
 
 
 @merge(
     source="https://arxiv.org/abs/2412.00081",
-    holds=held_bytes(lambda rows, columns, *_: recombining(min(rows, columns))),
+    holds=held_bytes(_held),
     check=check_lines,
 )
 def tsv_m(
@@ -33,6 +44,10 @@ def tsv_m(
     *,
     weight: Weight = ONE,
     lambda_: Lambda = 1.0,
+    svd: Annotated[
+        Literal["exact", "randomized"],
+        Param("of each task vector; a sketch is faster from five models on"),
+    ] = "exact",
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
     vocabulary: Vocabulary = "mean",
@@ -66,7 +81,8 @@ def tsv_m(
         most = vectors.width // count
         if not most:
             return lambda block: total(block) / count
-        parts = [_first(vectors, n, most, tolerance) for n in range(count)]
+        first = _sketched(vectors, place) if svd == "randomized" else _decomposed(vectors)
+        parts = [first(n, most, tolerance) for n in range(count)]
         values, right = cat([s for s, _ in parts]), cat([own for _, own in parts], dim=1)
         own = split(right, [s.numel() for s, _ in parts], dim=1)
         del parts
@@ -81,7 +97,26 @@ def tsv_m(
     return merged_matrices(base, models, combined, weight=weight, scale=scale, rule=rule)
 
 
-def _first(vectors: Vectors, model: int, most: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return a task vector's largest singular values and right singular vectors."""
-    own = gram((delta for (delta,) in vectors.blocks([model])), vectors.width)
-    return spectrum(own, tolerance, most=most)
+First = Callable[[int, int, float], tuple[Tensor, Tensor]]
+
+
+def _decomposed(vectors: Vectors) -> First:
+    """Return what gives a task vector's first singular values and right singular vectors."""
+
+    def first(n: int, most: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        own = gram((delta for (delta,) in vectors.blocks([n])), vectors.width)
+        return spectrum(own, tolerance, most=most)
+
+    return first
+
+
+def _sketched(vectors: Vectors, place: Place) -> First:
+    shape = (max(vectors.base.shape), vectors.width)
+
+    def first(n: int, most: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        def read() -> Iterator[Tensor]:
+            return (delta for (delta,) in vectors.blocks([n]))
+
+        return leading(read, shape, most, tolerance=tolerance, place=place, part=n)
+
+    return first

@@ -1,58 +1,60 @@
 """The largest singular values of a matrix by a randomised sketch, where few of many are wanted."""
 
-import hashlib
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from merges.stages.spectrum import gram, spectrum
+from surgery.lora.decompose import decompose, scratch
 from surgery.method import Place, Tensor
-
-OVERSAMPLING = 16  # directions beyond those wanted
-ITERATIONS = 4  # rounds of multiplying by x^T x
 
 
 def leading(
     blocks: Callable[[], Iterator[Tensor]],
-    size: int,
+    shape: tuple[int, int],
     rank: int,
     *,
     tolerance: float,
     place: Place,
     part: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the first singular values and right singular vectors of x [rows, size].
+    """Return the first singular values and right singular vectors of x, as `spectrum` does.
 
-    Exact where x has no more than `rank` + 16 singular values; else the less so the more slowly
-    they fall. The start is drawn by the recipe's seed, the tensor's name and `part`.
-
-    Shapes: as `spectrum` gives, of at most `rank`.
+    Exact where x has no more than `rank` singular values; else the less so the more slowly
+    they fall. The sketch is drawn by the recipe's seed, the tensor's name and `part`.
 
     Args:
         blocks: reads x once, in blocks of rows.
-
-    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011,
-    algorithm 4.4, on x^T x.
+        shape: of x.
+        rank: at most this many.
     """
     import torch
 
-    wide = min(rank + OVERSAMPLING, size)
-    basis = torch.randn(size, wide, generator=_generator(place, part), dtype=torch.float64)
-    for _ in range(ITERATIONS):
-        basis, _triangle = torch.linalg.qr(basis)
-        found = torch.zeros(size, wide, dtype=torch.float64)
-        for block in blocks():
-            found.addmm_(block.T, block @ basis)
-        if not torch.isfinite(found.sum()):
-            return found.new_full((1,), torch.nan), found.new_full((size, 1), torch.nan)
-        basis = found
-    basis, _triangle = torch.linalg.qr(basis)
-    values, right = spectrum(gram((b @ basis for b in blocks()), wide), tolerance, most=rank)
-    return values, basis @ right
+    seed, most = f"{place.seed}\0{place.name}\0sketch\0{part}", min(rank, *shape)
+
+    def read() -> Iterator[tuple[int, Tensor]]:
+        return _placed(blocks())
+
+    try:
+        found = decompose(read, shape, rank=most, method="randomized", seed=seed)
+    except _NotFiniteError:
+        return torch.full((1,), torch.nan).double(), torch.full((shape[1], 1), torch.nan).double()
+    floor = float(found.s[0]) * tolerance if len(found.s) else 0.0
+    kept = int((found.s > floor).sum())
+    return found.s[:kept], found.v[:kept].T
 
 
-def _generator(place: Place, part: int) -> Any:  # noqa: ANN401 - torch's
-    import torch
+class _NotFiniteError(Exception):
+    """Stops a decomposition that would stop with another error."""
 
-    text = f"{place.seed}\0{place.name}\0sketch\0{part}"
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
-    return torch.Generator().manual_seed(number)
+
+def _placed(blocks: Iterator[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    start = 0
+    for block in blocks:
+        if not math.isfinite(float(block.sum())):
+            raise _NotFiniteError
+        yield start, block
+        start += len(block)
+
+
+def leading_bytes(shape: tuple[int, int], rank: int) -> int:
+    """Return the bytes that `leading` holds."""
+    return scratch(shape, min(rank, *shape), "randomized")
