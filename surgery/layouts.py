@@ -1,5 +1,6 @@
 """Show one mixture of experts in the layout of another: split, fused, transposed by views."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Routers that are spelt differently with the layout (Granite).
 ROUTERS = ((".router.layer.", ".router."), (".router.", ".router.layer."))
+EXPERT = re.compile(r"\.experts\.\d+\.")
 Part = tuple[Store, str]  # where a role lies
 KEPT = 4  # experts' matrices held at once, for rows that lie across them
 
@@ -26,14 +28,17 @@ def in_layout(checkpoint: Checkpoint, *, like: Checkpoint) -> Checkpoint:
     Experts may lie one by one (`experts.3.gate_proj.weight`), fused (`experts.gate_up_proj`,
     gate above up), fused with the inputs first (Llama 4, Qwen3-VL) or with the rows of gate and
     up alternating (GPT-OSS). What belongs to a mixture beside its experts is renamed with it.
-    A checkpoint that is laid out so already, or has no experts, comes back as it is.
+    A layer that the other has not is laid out as the other's first mixture is. A checkpoint that
+    is laid out so already comes back as it is, as does one where either has no experts.
 
     Raises:
-        CheckpointError: a layer of the one has experts and not of the other, or an expert's part
-            has no counterpart.
+        CheckpointError: a layer that is laid out otherwise has another number of experts than
+            the other's, or an expert's part has no counterpart.
     """
-    theirs = find_blocks(like)
     ours = find_blocks(checkpoint)
+    theirs = find_blocks(like) if ours else ()
+    if not theirs:
+        return checkpoint
     pairs = {block.prefix: (block, _partner(checkpoint, like, block, theirs)) for block in ours}
     if all(_same(block, other) for block, other in pairs.values()):
         return checkpoint
@@ -51,29 +56,54 @@ def in_layout(checkpoint: Checkpoint, *, like: Checkpoint) -> Checkpoint:
             block, other = pairs[prefix]
             made = [v for store in other.stores for v in _views(checkpoint, block, store, recent)]
             tensors.update({tensor.name: tensor for tensor in made})
-    note = f"{checkpoint.ref}: its experts are read in the layout of {like.ref}"
+    note = f"experts are read in the layout of {like.ref}"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
 def _partner(
     checkpoint: Checkpoint, like: Checkpoint, block: Block, theirs: tuple[Block, ...]
 ) -> Block:
+    """Return the other's mixture in the same layer, or its first one as a pattern for the layer."""
     fitting = [other for other in theirs if other.place == block.place]
     same = [other for other in fitting if other.prefix == block.prefix] or fitting
-    if len(same) != 1 or same[0].experts != block.experts:
-        has = f"{same[0].experts} experts" if len(same) == 1 else f"{len(same)} such mixtures"
+    if not same:
+        return _as_pattern(theirs[0], block)
+    other = same[0]
+    if len(same) > 1 or (other.experts != block.experts and not _same(block, other)):
+        has = f"{other.experts} experts" if len(same) == 1 else f"{len(same)} such mixtures"
         fact = f"{quoted(block.prefix)} has {block.experts} experts, its layer in {like.ref} {has}"
         raise CheckpointError(checkpoint.ref, fact, "name models of the same architecture")
-    return same[0]
+    return other
+
+
+def _as_pattern(other: Block, block: Block) -> Block:
+    """Return the mixture that a layer would have in the other's layout: names and order alone."""
+    stack, layer = block.place
+    prefix = f"{stack}.{layer}{_tail(other)}"
+    stores = []
+    for store in other.stores:
+        names = [prefix + tensor.name[len(other.prefix) :] for tensor in store.tensors]
+        if not store.fused:
+            names = [EXPERT.sub(f".experts.{n}.", names[0]) for n in range(block.experts)]
+        tensors = tuple(replace(store.tensors[0], name=name) for name in names)
+        stores.append(replace(store, tensors=tensors))
+    return Block(prefix=prefix, stores=tuple(stores))
+
+
+def _tail(block: Block) -> str:
+    """Return what stands behind the layer's number."""
+    stack, layer = block.place
+    return block.prefix[len(f"{stack}.{layer}") :]
 
 
 def _same(block: Block, other: Block) -> bool:
-    def told(of: Block) -> list[Any]:
-        return sorted(
-            (sorted(t.name for t in s.tensors), s.inputs_first, s.interleaved) for s in of.stores
-        )
+    """Whether two mixtures are laid out alike, whatever their layers and number of experts."""
 
-    return told(block) == told(other)
+    def told(of: Block) -> list[Any]:
+        names = ((s, s.tensors[0].name[len(of.prefix) :]) for s in of.stores)
+        return sorted((EXPERT.sub("*", n), s.inputs_first, s.interleaved) for s, n in names)
+
+    return _tail(block) == _tail(other) and told(block) == told(other)
 
 
 def _renamed(name: str, pairs: Mapping[str, tuple[Block, Block]], like: Checkpoint) -> str:

@@ -29,7 +29,7 @@ def named_like(checkpoint: Checkpoint, *, like: Checkpoint) -> Checkpoint:
         moved = there + name[len(here) :] if name.startswith(here) else name
         new = end or (moved if moved in like.tensors else name)
         tensors[new] = tensor if new == name else replace(tensor, name=new)
-    note = f"{checkpoint.ref}: {ours.stack.prefix} is read as {theirs.stack.prefix}"
+    note = f"{ours.stack.prefix} is read as {theirs.stack.prefix}"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 

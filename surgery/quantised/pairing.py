@@ -45,7 +45,7 @@ def replace_quantised(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
             tensor = made[name].view(scheme.dtype) if name in made else checkpoint.tensors[name]
             _check(checkpoint, tensors, tensor, is_made=name in made)
             tensors[tensor.name] = tensor
-    notes = (*checkpoint.notes, *_notes(checkpoint, scheme, made, len(idle)))
+    notes = (*checkpoint.notes, *_notes(scheme, made, len(idle)))
     return replace(checkpoint, tensors=tensors, config=scheme.config, notes=notes)
 
 
@@ -114,17 +114,15 @@ def _scale(checkpoint: Checkpoint, name: str) -> TensorInfo | None:
     return next((checkpoint.tensors[n] for n in names if n in checkpoint.tensors), None)
 
 
-def _notes(
-    checkpoint: Checkpoint, scheme: Scheme, made: Mapping[str, Weight], idle: int
-) -> list[str]:
+def _notes(scheme: Scheme, made: Mapping[str, Weight], idle: int) -> list[str]:
     exact = all(isinstance(weight, Blocks) for weight in made.values())
     loss = (
         "which is exact"
         if exact and scheme.dtype != "F16"
         else f"one rounding moves a number by {ROUNDING[scheme.dtype]} at most"
     )
-    told = f"{checkpoint.ref}: {len(made)} weights are dequantised ({scheme.method}) to"
-    notes = [f"{told} {scheme.dtype}, {loss}"]
+    told = f"{len(made)} weights are dequantised ({scheme.method}) to {scheme.dtype}"
+    notes = [f"{told}, {loss}"]
     if idle:
-        notes.append(f"{checkpoint.ref}: {idle} scales of quantised activations are left out")
+        notes.append(f"{idle} scales of quantised activations are left out")
     return notes
