@@ -37,7 +37,7 @@ COMMANDS = {
     "run": ("run", COMBINE, "Carry out a recipe, ours or mergekit's, or a pipeline."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
-    "demo": ("demo", MEASURE, "Take a complete tour on a small trained model."),
+    "demo": ("demo", MEASURE, "Take a complete tour on small trained models."),
 }
 TYPERS_INTERRUPT = 130  # what typer makes of a KeyboardInterrupt that no command has caught
 UsageError: Any = typer.BadParameter.__base__

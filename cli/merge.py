@@ -21,7 +21,6 @@ MODELS = Annotated[
     list[str],
     typer.Argument(metavar="MODELS...", help="Directories, .safetensors files, or org/name[@rev]."),
 ]
-LISTED = 56  # characters of a line beside the longest name
 VALUES = (
     "VALUE is a number for all models, or one for each: 0.3,0.7. [0,0.5,1] is a gradient from the "
     "first layer to the last. NAME=VALUE is for tensors with NAME in their name (glob:PATTERN= and "
@@ -64,20 +63,10 @@ def command() -> None:
 def method_command(method: Method) -> Any:  # noqa: ANN401 - click's own type
     """Return the command of a method, with an option for each of its parameters."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(method.name, help=_help(method), short_help=_short(method.summary))(
-        _function(method)
-    )
+    single.command(method.name, help=_help(method), short_help=method.summary)(_function(method))
     found = typer.main.get_command(single)
     found.name = method.name
     return found
-
-
-def _short(summary: str) -> str:
-    """Return the start of a sentence, up to a comma, that fits the list of all methods."""
-    text = summary.removesuffix(".")
-    while len(text) > LISTED and any(mark in text for mark in ",:;"):
-        text = text[: max(text.rfind(mark) for mark in ",:;")]
-    return text + "."
 
 
 def _help(method: Method) -> str:
