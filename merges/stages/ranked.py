@@ -80,13 +80,16 @@ def kept(values: Array, bits: Array, density: float, epsilon: float) -> Array:
     low, high = density - epsilon, density + epsilon
     mask = drawn < np.uint32(np.ceil(low * UNIT))
     open_ = np.flatnonzero((drawn < np.uint32(np.ceil(high * UNIT))) ^ mask)
-    needed = (drawn[open_] * (1 / UNIT) - low) * ((columns - 1) / (high - low))
-    coin = bits[open_] & 1
-    place = np.minimum(needed.astype(np.int32), columns - 2) + coin
-    place += _row_starts(*values.shape)[open_]
-    reached = np.sort(values, axis=-1).reshape(-1)[place]
-    own = values.reshape(-1)[open_]
-    mask[open_] = (own > reached) | ((own == reached) & coin.astype(bool))
+    chosen = bits.take(open_)
+    needed = ((chosen >> 1) * (1 / UNIT) - low) * ((columns - 1) / (high - low))
+    coin = (chosen & 1).view(np.int32)
+    place = np.minimum(needed.astype(np.int32), columns - 2)
+    place += coin
+    place += _row_starts(*values.shape).take(open_)
+    # Bits of floats that are not negative are in the floats' order.
+    whole = values.view(f"i{values.itemsize}")
+    reached = np.sort(values, axis=-1).view(whole.dtype).take(place)
+    mask[open_] = whole.take(open_) + coin > reached
     return mask.reshape(values.shape)
 
 
