@@ -139,8 +139,12 @@ def check_lines(values: Mapping[str, Any]) -> None:
 
 def rule_of(shape: Sequence[int], *, others: str, vocabulary: str, place: Place) -> str:
     """Return how a tensor of that shape is merged: "svd", or a rule for what is no matrix."""
-    matrix = len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) >= KERNEL)  # noqa: PLR2004
-    return (vocabulary if place.vocabulary else "svd") if matrix else others
+    return (vocabulary if place.vocabulary else "svd") if is_matrix(shape) else others
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a tensor of that shape is a matrix, or a stack of them."""
+    return len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) >= KERNEL)  # noqa: PLR2004
 
 
 @dataclass(frozen=True, slots=True)
