@@ -33,6 +33,13 @@ MERGING: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "match_experts": (
+        Annotated[
+            bool,
+            typer.Option("--match-experts", help="Put experts where the base has like ones."),
+        ],
+        False,
+    ),
     "explain": (
         Annotated[
             bool,

@@ -20,6 +20,7 @@ def merge_models(
     seed: int = 0,
     tokenizer: str | Mapping[str, Any] | None = None,
     chat_template: str | None = None,
+    match_experts: bool = False,
     flags: Mapping[str, str] | None = None,
     **parameters: Any,  # noqa: ANN401 - the method's own
 ) -> Recipe:
@@ -27,6 +28,7 @@ def merge_models(
 
     Args:
         models: paths or hub names; the base need not be among them.
+        match_experts: put experts where the base (or first model) has like ones, before merging.
         parameters: by the names that users write, `lambda_` for lambda. A number is for all
             models; a list gives one value per model where the parameter has one per model, and
             is a gradient over depth where it does not. `{"value": [...]}` is a gradient for all,
@@ -43,6 +45,7 @@ def merge_models(
         "out_dtype": out_dtype,
         "tokenizer": tokenizer,
         "chat_template": chat_template,
+        "match_experts": match_experts or None,
         "seed": seed or None,
     }
     table |= {key: value for key, value in optional.items() if value is not None}

@@ -12,6 +12,7 @@ from surgery.recipe.config import config_notes, merged_config
 from surgery.recipe.inputs import Open, open_models, with_checkpoints
 from surgery.recipe.lanes import check_inputs
 from surgery.recipe.layout import Layout, lay_out_recipe
+from surgery.recipe.mixtures import in_one_layout, matched
 from surgery.recipe.outline import Output
 from surgery.recipe.parameters import (
     Checked,
@@ -68,6 +69,7 @@ def compile_recipe(recipe: Recipe, *, open_one: Open = open_checkpoint) -> Compi
     check_given(recipe, method)
     models = open_models(recipe.models, open_one)
     opened = tuple(model.checkpoint for model in models.values())
+    models, matching = matched(recipe, in_one_layout(models, recipe.donor))
     vocabulary = unified(recipe, models)
     if vocabulary is not None:
         models = with_checkpoints(models, vocabulary.checkpoints)
@@ -88,7 +90,7 @@ def compile_recipe(recipe: Recipe, *, open_one: Open = open_checkpoint) -> Compi
         carried=vocabulary.carried if vocabulary else donor.carried,
         written=vocabulary.written if vocabulary else {},
         dropped=layout.dropped,
-        facts=_facts(recipe, layout, choices, vocabulary),
+        facts={**_facts(recipe, layout, choices, vocabulary), **matching},
         notes=(
             *notes,
             *layout.notes,

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from surgery.anatomy import Anatomy, anatomy
+from surgery.anatomy import HEAD, Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import CheckpointError, PlanError, SurgeryError
 from surgery.quantised import dequantised
+from surgery.towers import named_like
 
 Open = Callable[[str], Checkpoint]
 
@@ -60,38 +61,16 @@ class Model:
         inside = self.parts.locate(name) if self.parts else None
         return inside[0] if self.parts and inside and inside[0] < self.parts.layers else None
 
-    def find(self, name: str, donor: "Model") -> TensorInfo | None:
-        """Return the tensor that stands for one of the donor's, whatever it is called here.
-
-        A text model's layers may have another prefix than those of the same model with a vision
-        tower; a head that is tied is the embedding.
-        """
+    def find(self, name: str) -> TensorInfo | None:
+        """Return the tensor of a name; where the head is tied, the embedding stands for it."""
         found = self.tensors.get(name)
-        if found is not None or self.parts is None or donor.parts is None:
-            return found
-        if name in (donor.parts.embedding, donor.parts.head):
-            own = self.parts.embedding if name == donor.parts.embedding else self.parts.head
-            own = own or (self.parts.embedding if self.parts.tied else None)
-            return self.tensors[own] if own else None
-        if self.parts.tied and self.parts.embedding and _is_head(name):
-            return self.tensors[self.parts.embedding]
-        here, there = (_before(p.stack.prefix) for p in (donor.parts, self.parts))
-        return self.tensors.get(there + name[len(here) :]) if name.startswith(here) else None
-
-
-def _is_head(name: str) -> bool:
-    from surgery.anatomy import HEAD
-
-    return HEAD.search(name) is not None
-
-
-def _before(prefix: str) -> str:
-    """Return what stands before `layers` in the names of layers, its dot included."""
-    return prefix[: prefix.rfind(".") + 1]
+        if found is None and self.parts and self.parts.tied and HEAD.search(name):
+            return self.tensors.get(self.parts.embedding or "")
+        return found
 
 
 def open_models(refs: Sequence[str], open_one: Open) -> dict[str, Model]:
-    """Open every model once, in order.
+    """Open every model once, in order; text models are named as the first's text tower is.
 
     Raises:
         CheckpointError: one is missing, broken or stored in a way that is not read.
@@ -99,7 +78,16 @@ def open_models(refs: Sequence[str], open_one: Open) -> dict[str, Model]:
     """
     found = {ref: _model(ref, open_one(ref)) for ref in refs}
     _refuse_same(found)
-    return found
+    return {ref: _named(model, found[refs[0]]) for ref, model in found.items()}
+
+
+def _named(model: Model, donor: Model) -> Model:
+    if model.parts is None or donor.parts is None:
+        return model
+    checkpoint = named_like(model.checkpoint, like=donor.checkpoint)
+    if checkpoint is model.checkpoint:
+        return model
+    return replace(model, checkpoint=checkpoint, parts=anatomy(checkpoint))
 
 
 def _refuse_same(models: Mapping[str, Model]) -> None:

@@ -80,7 +80,7 @@ def _share(layer: int, layers: int) -> float:
 
 
 def _found(model: Model, name: str, donor: Model) -> TensorInfo:
-    found = model.find(name, donor)
+    found = model.find(name)
     if found is None:
         fact = f"has no tensor {name!r}, which {donor.ref} has"
         raise PlanError(model.ref, fact, "merge models of one architecture")
@@ -90,7 +90,7 @@ def _found(model: Model, name: str, donor: Model) -> TensorInfo:
 def _check_extra(lane: Lane, donor: Model, belongs: Callable[[str], bool]) -> None:
     """Refuse tensors that only some models have: nothing would become of them."""
     for model in lane.models:
-        used = {found.name for name in donor.tensors if (found := model.find(name, donor))}
+        used = {found.name for name in donor.tensors if (found := model.find(name))}
         for name in model.tensors:
             mine = name in used or is_computed(name) or name == model.head
             if not mine and belongs(name):

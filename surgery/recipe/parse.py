@@ -17,6 +17,7 @@ from surgery.recipe.tokens import parse_tokenizer
 TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
     *("out_dtype", "tokenizer", "tokenizer_source", "chat_template", "seed", "name", "donor"),
+    "match_experts",
 )
 LARGEST_SEED = 2**63
 
@@ -67,6 +68,7 @@ def parse_recipe(document: Document | Mapping[str, Any]) -> Recipe:
         out_dtype=_dtype(table, "out_dtype", place),
         tokenizer=parse_tokenizer(table, place),
         chat_template=_text(table, "chat_template", place),
+        match_experts=_switch(table, "match_experts", place),
         seed=_seed(table, place),
         name=_text(table, "name", place),
         notes=tuple(notes),
@@ -191,6 +193,13 @@ def _dtype(table: Mapping[str, Any], key: str, place: Places) -> str | None:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DTYPES)}"
         raise RecipeError(place(key), f"{quoted(str(given))} is no dtype for weights", hint)
     return DTYPES[name]
+
+
+def _switch(table: Mapping[str, Any], key: str, place: Places) -> bool:
+    given = table.get(key)
+    if given is not None and type(given) is not bool:
+        raise RecipeError(place(key), "is neither true nor false", "write true or leave it out")
+    return bool(given)
 
 
 def _text(table: Mapping[str, Any], key: str, place: Places) -> str | None:

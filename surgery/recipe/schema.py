@@ -97,6 +97,7 @@ class Recipe:
 
     Attributes:
         name: what later documents of the file call the result.
+        match_experts: put experts where the base has like ones before merging.
         dtype: what the peer would compute in; here it names the output's dtype only.
         notes: what was accepted and changes nothing.
         document: as it was written, for the record and for places.
@@ -112,6 +113,7 @@ class Recipe:
     out_dtype: str | None = None
     tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
+    match_experts: bool = False
     seed: int = 0
     name: str | None = None
     notes: tuple[str, ...] = ()
