@@ -67,6 +67,4 @@ def _summed(tensors: list[list[tuple[float, float, int]]]) -> tuple[float, float
     from math import fsum
 
     found = [part for parts in tensors for part in parts]
-    if not found:
-        return 0.0, 0.0, 1
     return fsum(f[0] for f in found), fsum(f[1] for f in found), found[0][2]

@@ -116,11 +116,12 @@ def test_what_would_hold_too_much_is_narrowed_by_counting(
         assert readings <= 7
 
 
-def test_a_misleading_sample_costs_readings_and_no_exactness() -> None:
+@pytest.mark.parametrize("told", [0.0, 1e9, -1e9])
+def test_a_misleading_sample_costs_readings_and_no_exactness(told: float) -> None:
     values = np.arange(4000.0)
     values[::4] = 0
     for k in (1, 100, 3500):
-        wrong = np.zeros(4000)
+        wrong = np.full(4000, told)
         drawn = bracket.single_sample(wrong[:128], 4000, limit=100)
         cuts, readings = drive(
             [selection._search(given, {0: (0, k)}, 4000, {0: drawn}, selection._meet_nobody)],
@@ -139,6 +140,13 @@ def test_nan_is_kept_by_no_cut_and_hangs_none() -> None:
         mask = masks(cut, values, 64)
         known = np.flatnonzero(~np.isnan(values))
         assert np.array_equal(np.flatnonzero(mask), known[-min(k, known.size) :])
+
+
+@pytest.mark.parametrize("sample", [128, 4000])
+def test_of_nothing_but_nan_nothing_is_kept(sample: int) -> None:
+    values = np.full(3000, np.nan)
+    (((cut,),),), _ = drive([largest(given, [[5]], 3000)], [[values]], part=64, sample=sample)
+    assert not masks(cut, values, 64).any()
 
 
 @pytest.mark.parametrize("part", [64, 1000])
