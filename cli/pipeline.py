@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cli import render
-from cli.steps import Step, as_task, read_steps
+from cli.steps import as_task, read_steps
+from cli.words import Step
 from cli.writing import Writing, is_planning
 from surgery.errors import PlanError, RecipeError
 from surgery.pipeline import Folder, Outcome, Outlook, Task, carry_out, check_order, survey
@@ -37,9 +38,13 @@ def run_pipeline(document: Document, writing: Writing, *, only: str | None = Non
     steps = read_steps(document)
     check_order({s.name: s.uses for s in steps}, lambda name: document.place("steps", name))
     _check_keep(steps)
-    defaults = _defaults(writing)
+    defaults, folder = _defaults(writing), _folder(document, writing)
+    for step in steps:
+        if step.name == str(folder):
+            fact = "has the name of the folder that the outputs go to"
+            raise RecipeError(step.place(), fact, "rename the step, or give another folder with -o")
     tasks = [as_task(step, defaults) for step in steps]
-    run_tasks(tasks, _folder(document, writing), writing, only=only)
+    run_tasks(tasks, folder, writing, only=only)
 
 
 def run_tasks(

@@ -3,47 +3,21 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from cli.main import COMMANDS, ClickException, get_command
+from cli.words import MANAGED, Step, command_line, flag_of, keys_of, named, texts
 from cli.writing import plans_taken_by
 from surgery.errors import RecipeError
 from surgery.pipeline import Planned, Task
-from surgery.recipe.reader import Document
+from surgery.recipe import parse_recipe
+from surgery.recipe.reader import Document, read_documents
 
 OWN = ("command", "keep")
-MANAGED = ("output", "dry-run", "json", "force")  # a pipeline has them for all of its steps
 REFUSED = ("demo",)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A step as it is written.
-
-    Attributes:
-        words: of the command, such as ("merge", "ties").
-        command: typer's own object.
-        given: per option as written its value.
-        writes: it makes a checkpoint; else it measures.
-        uses: the steps whose outputs stand among the values.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    command: Any
-    given: Mapping[str, Any]
-    writes: bool
-    keep: bool
-    uses: tuple[str, ...]
-    document: Document
-
-    def place(self, *path: str) -> str:
-        """Tell where something of the step is written."""
-        return self.document.place("steps", self.name, *path)
 
 
 def read_steps(document: Document) -> list[Step]:
@@ -76,7 +50,7 @@ def _read_step(document: Document, name: str, value: object, names: Sequence[str
         raise RecipeError(where, f"{keep!r} is neither true nor false")
     where = document.place("steps", name, "command")
     words, command = _find(value["command"].split(), where)
-    options = {_flag(p) for p in command.params}
+    options = {flag_of(p) for p in command.params}
     given = {key: item for key, item in value.items() if key not in OWN}
     writes = {"--output", "--dry-run"} <= options
     if "--json" not in options or words[0] in REFUSED:
@@ -90,9 +64,39 @@ def _read_step(document: Document, name: str, value: object, names: Sequence[str
         given=given,
         writes=writes,
         keep=keep,
-        uses=tuple(n for n in names if any(n in _named(item, names) for item in given.values())),
+        uses=_uses(document, name, words, given, names),
         document=document,
     )
+
+
+def _uses(
+    document: Document,
+    name: str,
+    words: Sequence[str],
+    given: Mapping[str, Any],
+    names: Sequence[str],
+) -> tuple[str, ...]:
+    """Return the steps that stand among the values, or in the recipe that is named."""
+    found = set().union(*(named(item, names) for item in given.values()))
+    if words == ("run",) and isinstance(given.get("file"), str):
+        models = _recipe_models(Path(given["file"]), document.place("steps", name, "file"))
+        found |= named(models, names)
+        for model in models:
+            _refuse_path(model, names, document.place("steps", name, "file"))
+    return tuple(other for other in names if other in found)
+
+
+def _recipe_models(file: Path, place: str) -> list[str]:
+    documents = read_documents(file)
+    if any("steps" in one.value for one in documents):
+        raise RecipeError(place, f"{file} is a pipeline, which is no step of another", "copy it in")
+    return [model for one in documents for model in parse_recipe(one).models]
+
+
+def _refuse_path(word: str, names: Sequence[str], place: str) -> None:
+    if word in names and Path(word).exists():
+        fact = f"{word!r} is both a step and a path"
+        raise RecipeError(place, fact, f"write ./{word} for the path, or rename the step")
 
 
 def _find(words: Sequence[str], place: str) -> tuple[tuple[str, ...], Any]:
@@ -118,33 +122,16 @@ def _find(words: Sequence[str], place: str) -> tuple[tuple[str, ...], Any]:
     return tuple(taken), command
 
 
-def _flag(parameter: Any) -> str:  # noqa: ANN401 - typer's own
-    """Return the long name of an option, or the name of an argument."""
-    return next((o for o in parameter.opts if o.startswith("--")), str(parameter.opts[0]))
-
-
-def _is_argument(parameter: Any) -> bool:  # noqa: ANN401
-    return not parameter.opts[0].startswith("-")
-
-
-def _keys(step: Step) -> dict[str, Any]:
-    """Return typer's parameters by the key that they have in the file."""
-    found = {_flag(p).removeprefix("--"): p for p in step.command.params}
-    return {key: p for key, p in found.items() if key not in ("help", "version", *MANAGED)}
-
-
 def _check_value_names(step: Step) -> None:
-    keys = _keys(step)
+    keys = keys_of(step)
     for name, value in step.given.items():
         place, key = step.place(name), name.replace("_", "-")
         if key in MANAGED:
             raise RecipeError(place, f"{name} is the pipeline's own", "give it to `surgery run`")
         if key not in keys:
             _unknown(place, f"{' '.join(step.words)} has no option", key, keys)
-        for word in _texts(value):
-            if word in step.uses and Path(word).exists():
-                fact = f"{word!r} is both a step and a path"
-                raise RecipeError(place, fact, f"write ./{word} for the path, or rename the step")
+        for word in texts(value):
+            _refuse_path(word, step.uses, place)
 
 
 def _unknown(place: str, fact: str, word: str, known: Sequence[str] | Mapping[str, Any]) -> None:
@@ -152,93 +139,6 @@ def _unknown(place: str, fact: str, word: str, known: Sequence[str] | Mapping[st
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     told = f"{word!r} {fact}" if fact.startswith("is") else f"{fact} {word!r}"
     raise RecipeError(place, told, remedy)
-
-
-def command_line(step: Step, paths: Mapping[str, Path]) -> list[str]:
-    """Return the words behind the command, each used step's name replaced by its output."""
-    keys = _keys(step)
-    options: list[str] = []
-    arguments: dict[str, list[str]] = {}
-    for name, value in step.given.items():
-        parameter = keys[name.replace("_", "-")]
-        if _is_argument(parameter):
-            arguments[parameter.name] = _argument(step, name, parameter, value, paths)
-        else:
-            options += _option(step, name, parameter, value, paths)
-    ordered = [arguments.get(p.name, []) for p in step.command.params if _is_argument(p)]
-    return [*options, "--", *(word for words in ordered for word in words)]
-
-
-def _argument(
-    step: Step,
-    name: str,
-    parameter: Any,  # noqa: ANN401
-    value: object,
-    paths: Mapping[str, Path],
-) -> list[str]:
-    words = _words(step, name, value)
-    if parameter.nargs == 1 and len(words) != 1:
-        raise RecipeError(step.place(name), f"takes one value, not {len(words)}")
-    return [_resolved(word, paths) for word in words]
-
-
-def _option(
-    step: Step,
-    name: str,
-    parameter: Any,  # noqa: ANN401
-    value: object,
-    paths: Mapping[str, Path],
-) -> list[str]:
-    flag = _flag(parameter)
-    if parameter.is_flag:
-        if not isinstance(value, bool):
-            raise RecipeError(step.place(name), f"{value!r} is neither true nor false")
-        off = parameter.secondary_opts
-        return [flag] if value else off[:1]
-    words = [_resolved(word, paths) for word in _words(step, name, value)]
-    several = parameter.multiple and not _are_numbers(value)
-    # A list of numbers is one value, written with commas: layers, or a number for each model.
-    return [f"{flag}={word}" for word in (words if several else [",".join(words)])]
-
-
-def _are_numbers(value: object) -> bool:
-    items = value if isinstance(value, list) else [value]
-    return all(isinstance(item, int | float) for item in items)
-
-
-def _words(step: Step, name: str, value: object) -> list[str]:
-    items = value if isinstance(value, list) else [value]
-    if not items or not all(isinstance(item, str | int | float) for item in items):
-        fact = "has no value" if value in (None, []) else "is neither a value nor a list of values"
-        raise RecipeError(step.place(name), fact, "write it as the command line takes it")
-    return [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
-
-
-def _texts(value: object) -> list[str]:
-    items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, str)]
-
-
-def _named(value: object, names: Sequence[str]) -> set[str]:
-    """Return the steps that a value names."""
-    found: set[str] = set()
-    stand_ins = {name: Path(f"/{n}/") for n, name in enumerate(names)}
-    for text in _texts(value):
-        found |= {n for n in names if _resolved(text, {n: stand_ins[n]}) != text}
-    return found
-
-
-def _resolved(text: str, paths: Mapping[str, Path]) -> str:
-    """Replace the name of a step: alone, behind `NAME=`, beside `+`, or before a `/`."""
-    if text in paths:
-        return str(paths[text])
-    left, equals, right = text.partition("=")
-    if equals:
-        return f"{left}={_resolved(right, paths)}"
-    if "+" in text:
-        return "+".join(_resolved(part, paths) for part in text.split("+"))
-    first, slash, rest = text.partition("/")
-    return f"{paths[first]}/{rest}" if slash and first in paths else text
 
 
 def _parse(step: Step, words: Sequence[str]) -> Any:  # noqa: ANN401 - typer's context
@@ -278,7 +178,9 @@ def _plan(step: Step, defaults: Sequence[str], paths: Mapping[str, Path]) -> Pla
     """Call a command for its plan."""
     taken: list[Planned] = []
     words = [*defaults, "--output", f"{step.name}", *command_line(step, paths)]
-    taker = plans_taken_by(lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)))
+    taker = plans_taken_by(
+        lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)), outputs=paths
+    )
     with taker, redirect_stdout(sys.stderr):  # what a command tells beside its plan
         _call(step, words)
     if len(taken) != 1:

@@ -25,6 +25,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # Who gets the plans of commands instead of running them, and the limits to run them by.
 Taker = Callable[[Plan, Mapping[str, Any]], None]
 _taker: ContextVar[Taker | None] = ContextVar("taker", default=None)
+_outputs: ContextVar[Mapping[str, Path]] = ContextVar("outputs")  # what names of steps stand for
 
 BASE = Annotated[
     str, typer.Argument(metavar="BASE", help="A directory, a .safetensors file, or org/name[@rev].")
@@ -32,13 +33,31 @@ BASE = Annotated[
 
 
 @contextmanager
-def plans_taken_by(taker: Taker) -> Iterator[None]:
-    """Let commands that are called in here give their plans away: a pipeline runs them itself."""
-    token = _taker.set(taker)
+def plans_taken_by(taker: Taker, *, outputs: Mapping[str, Path]) -> Iterator[None]:
+    """Let commands that are called in here give their plans away: a pipeline runs them itself.
+
+    Args:
+        outputs: where what is called by the name of a step lies.
+    """
+    tokens = _taker.set(taker), _outputs.set(outputs)
     try:
         yield
     finally:
-        _taker.reset(token)
+        _taker.reset(tokens[0])
+        _outputs.reset(tokens[1])
+
+
+def resolved(text: str, outputs: Mapping[str, Path]) -> str:
+    """Replace the name of a step: alone, behind `NAME=`, beside `+`, or before a `/`."""
+    if text in outputs:
+        return str(outputs[text])
+    left, equals, right = text.partition("=")
+    if equals:
+        return f"{left}={resolved(right, outputs)}"
+    if "+" in text:
+        return "+".join(resolved(part, outputs) for part in text.split("+"))
+    first, slash, rest = text.partition("/")
+    return f"{outputs[first]}/{rest}" if slash and first in outputs else text
 
 
 def is_planning() -> bool:
@@ -86,8 +105,10 @@ class Writing:
         }
 
     def open(self, ref: str) -> Checkpoint:
-        """Open a source by the options that say how."""
-        return open_checkpoint(ref, weights=self.weights, allow_download=self.allow_download)
+        """Open a source by the options that say how; of a pipeline, a step by its name."""
+        outputs = _outputs.get({})
+        place = "+".join(str(outputs.get(part, part)) for part in ref.split("+"))
+        return open_checkpoint(place, weights=self.weights, allow_download=self.allow_download)
 
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:

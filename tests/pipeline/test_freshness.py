@@ -200,3 +200,31 @@ def test_two_pipelines_do_not_share_a_folder_at_once(here, capsys):
     bench.write()
     with Folder("p"):
         assert "another pipeline is working in it" in bench.refused(capsys, code=1)
+
+
+def test_a_recipe_file_may_name_steps_as_models(here, capsys):
+    Path("r.yml").write_text(
+        "merge_method: linear\nmodels:\n  - {model: deep, parameters: {weight: 1}}\n"
+        "  - {model: c, parameters: {weight: 3}}\n"
+    )
+    tiny.write(here / "c", seed=2, layers=4)
+    bench.write(
+        "steps:\n  deep: {command: stack, base: a, factor: 2}\n"
+        "  mixed: {command: run, file: r.yml}\n"
+    )
+    both = {"deep": "made", "mixed": "made"}
+    assert bench.states(capsys) == both
+    assert bench.states(capsys) == dict.fromkeys(both, "skipped")
+    Path("r.yml").write_text(Path("r.yml").read_text().replace("3", "2"))
+    assert bench.states(capsys) == {"deep": "skipped", "mixed": "made"}
+    bench.write(
+        "steps:\n  mixed: {command: run, file: r.yml}\n"
+        "  deep: {command: stack, base: a, factor: 2}\n"
+    )
+    assert "uses 'deep', which is defined only after it" in bench.refused(capsys)
+
+
+def test_a_step_does_not_have_the_folders_name(here, capsys):
+    bench.write("steps:\n  p: {command: stack, base: a, factor: 2}\n")
+    assert "has the name of the folder that the outputs go to" in bench.refused(capsys)
+    bench.run(capsys, "-o", "elsewhere")
