@@ -8,13 +8,14 @@ from typing import Any, Literal, cast
 from surgery.checkpoint.adapter_source import AdapterSource
 from surgery.checkpoint.adapters import Factors
 from surgery.errors import RecipeError
-from surgery.lora.decompose import Decomposition, decompose, scratch
+from surgery.lora.decompose import BLOCK, Decomposition, decompose, scratch
 from surgery.lora.decompose import Method as Svd
 from surgery.lora.elementwise import Change, Elementwise, merged_blocks
 from surgery.lora.written import DTYPES, key, make_config
 from surgery.plan import Plan, Step, Tell, TensorSpec, check_plan
 
 Method = Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+TEMPORARIES = 16 * 8 * BLOCK  # bytes of blocks that a rule works on
 BY_ELEMENT = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
@@ -191,7 +192,7 @@ def _step(module: Module, rank: int, how: How) -> Step:
     stacked = sum(factors.rank for _, factors in module.parts)
     held = 8 * 4 * stacked * (rows + columns)
     if by_element:
-        held += scratch(module.shape, rank, how.svd) + 4 * rows * columns
+        held += scratch(module.shape, rank, how.svd) + 4 * rows * columns + TEMPORARIES
     dtype = DTYPES[how.dtype]
     return Step(
         outputs=(

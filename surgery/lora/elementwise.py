@@ -1,7 +1,8 @@
-"""Rules on the elements of several adapters' changes, made block by block and never held.
+"""Rules on the elements of several adapters' changes, made block by block.
 
 A change is scale * B @ A of one module; its elements exist for a block of rows at a time, in
-float32, and are made again for every reading. Only to find a threshold is one change held whole.
+float32. What is held whole, in float32, is one matrix: first the magnitudes of a change, to find a
+threshold, then the merged change, which a decomposition reads several times.
 """
 
 import hashlib
@@ -97,7 +98,7 @@ def merged_blocks(
     density: float,
     seed: str,
 ) -> Callable[[], Iterator[tuple[int, Any]]]:
-    """Return what gives the merged change in blocks of rows, float64, again and again.
+    """Return what gives the merged change in blocks of rows, in float64.
 
     Sources: TIES, arXiv 2306.01708, section 4, the sign elected by the sum of the trimmed changes
     before they are weighted, and the mean over those that agree, as peft has it; DARE, arXiv
@@ -106,24 +107,29 @@ def merged_blocks(
     Args:
         seed: of the random masks, with the adapter's number and the block's.
     """
+    import numpy as np
+    import torch
+
     trims = method in {"ties", "magnitude_prune"}
     cuts = [cut_at(change, shape, density) if trims else None for change in changes]
     weights = [change.weight for change in changes]
 
-    def blocks() -> Iterator[tuple[int, Any]]:
-        import torch
+    elected = method in {"ties", "dare_ties"}
+    merged = np.empty(shape, np.float32)
+    for at, rows in _rows(shape):
+        found = []
+        for number, (change, cut) in enumerate(zip(changes, cuts, strict=True)):
+            block = change.block(at, rows)
+            if cut is not None:
+                found.append(cut.keep(block, at * shape[1]))
+            else:
+                found.append(_dropped(block, density, f"{seed}\0{number}\0{at}"))
+        rule = _elected if elected else _summed
+        merged[at : at + rows] = rule(found, weights)
 
+    def blocks() -> Iterator[tuple[int, Any]]:
         for at, rows in _rows(shape):
-            found = []
-            for number, (change, cut) in enumerate(zip(changes, cuts, strict=True)):
-                block = change.block(at, rows)
-                kept = cut.keep(block, at * shape[1]) if cut else None
-                if kept is None:
-                    kept = _dropped(block, density, f"{seed}\0{number}\0{at}")
-                found.append(kept)
-            elected = method in {"ties", "dare_ties"}
-            merged = _elected(found, weights) if elected else _summed(found, weights)
-            yield at, torch.from_numpy(merged).double()
+            yield at, torch.from_numpy(merged[at : at + rows]).double()
 
     return blocks
 
