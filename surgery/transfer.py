@@ -9,7 +9,6 @@ from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.compute import COMPUTABLE
 from surgery.errors import CheckpointError, RecipeError
 from surgery.plan import Plan, Step, TensorSpec, check_plan
-from surgery.vocabulary.read import read_vocabulary, tokenizer_files
 
 KEPT = "kept as the new base has it"
 SKIP = "--skip-embeddings keeps those of the new base"
@@ -131,6 +130,8 @@ def _check_shape(
 
 def _vocabulary(new_base: Checkpoint, old_base: Checkpoint) -> Iterator[str]:
     """Refuse bases whose rows stand for other tokens; say where that cannot be told."""
+    from surgery.vocabulary.read import read_vocabulary, tokenizer_files
+
     if not tokenizer_files(new_base) or not tokenizer_files(old_base):
         return
     try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +251,35 @@ def test_a_fused_model_is_reproduced_from_both_sources(pair, tmp_path, capsys) -
     assert main(["reproduce", str(out), "--input", moved]) == 0
     save_file({}, tmp_path / "moved" / "tuned" / "adapter_model.safetensors")
     assert main(["reproduce", str(out), "--input", moved]) == 1
+
+
+def snapshot(cache, folder, commit):
+    """Put a directory into a hub cache as `org/` and its name, at one commit."""
+    repo = cache / f"models--org--{folder.name}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repo / "snapshots" / commit)
+
+
+def test_hub_refs_stand_on_both_sides_and_are_pinned(pair, tmp_path) -> None:
+    cache = tmp_path / "cache"
+    snapshot(cache, pair / "base", "b" * 40)
+    snapshot(cache, pair / "tuned", "c" * 40)
+    out = tmp_path / "out"
+    repo = Path(__file__).resolve().parents[2]
+    settings = {"PYTHONPATH": str(repo), "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    for words in (
+        ("lora", "fuse", "org/base", "org/tuned@main", "-o", str(out)),
+        ("reproduce", str(out)),
+    ):
+        command = [sys.executable, "-m", "surgery", *words]
+        done = subprocess.run(
+            command, env=settings, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    (told,) = json.loads((out / "surgery.json").read_text())["inputs"]
+    assert told["ref"] == "org/base+org/tuned@main"
+    assert told["revision"] == f"{'b' * 40}+{'c' * 40}"
+    card = (out / "README.md").read_text()
+    assert '- "org/base"' in card
+    assert '- "org/tuned"' in card
