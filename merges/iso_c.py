@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Held,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -36,7 +36,7 @@ def iso_c(
     lambda_: Lambda = 1.0,
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
-    vocabulary: Vocabulary = "mean",
+    embeddings: Embeddings = "mean",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -50,7 +50,7 @@ def iso_c(
 
     Deviations: the mean is over the singular values that are not zero, and only their directions
     get it; the authors' code gives it to arbitrary directions of the null space as well.
-    Embeddings and heads are averaged unless `vocabulary` is svd.
+    Embeddings and heads are averaged unless `embeddings` is svd.
 
     Source: "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
     Subspaces", arXiv 2502.04959, section 4.1.
@@ -62,6 +62,6 @@ def iso_c(
         factor = (right * (values.mean() / values)) @ right.T
         return lambda block: total(block) @ factor
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(base, models, flattened, weight=weight, scale=scale, rule=rule)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -39,7 +39,7 @@ def iso_cts(
     common: Annotated[float, Param("share of the directions taken from the sum", ge=0, le=1)] = 0.8,
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
-    vocabulary: Vocabulary = "mean",
+    embeddings: Embeddings = "mean",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -57,7 +57,7 @@ def iso_cts(
     the directions that are not common equally, rounded as the authors do.
 
     Deviations: directions of singular value zero are left out, as in `iso_c`. Embeddings and
-    heads are averaged unless `vocabulary` is svd.
+    heads are averaged unless `embeddings` is svd.
 
     Source: "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
     Subspaces", arXiv 2502.04959, section 4.2, algorithm 1.
@@ -78,7 +78,7 @@ def iso_cts(
         del parts, first
         return recombined(vectors, left, right, values.mean().expand_as(values), tolerance)
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(base, models, combined, weight=weight, scale=scale, rule=rule)
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Held,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -58,7 +58,7 @@ def knots_ties(
     ] = None,
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
-    vocabulary: Vocabulary = "mean",
+    embeddings: Embeddings = "mean",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -99,7 +99,7 @@ def knots_ties(
         least = _thresholds(vectors, basis, density)
         return lambda block: _ties([d @ basis for d in block], least) @ basis.T
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(
         base, models, tied, weight=weight, scale=scale, rule=rule, turned=lambda *_: True

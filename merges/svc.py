@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from merges.stages.calibrate import calibrated, calibrating
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -36,7 +36,7 @@ def svc(
     ] = "paper",
     tolerance: Tolerance = 1e-5,
     others: Others = "sum",
-    vocabulary: Vocabulary = "sum",
+    embeddings: Embeddings = "sum",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -66,6 +66,6 @@ def svc(
             vectors, total, len(models), alpha=alpha, factor=factor, tolerance=tolerance
         )
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(base, models, calibrate, weight=weight, scale=scale, rule=rule)

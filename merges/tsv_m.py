@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Held,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -50,7 +50,7 @@ def tsv_m(
     ] = "exact",
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
-    vocabulary: Vocabulary = "mean",
+    embeddings: Embeddings = "mean",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -68,7 +68,7 @@ def tsv_m(
     Deviations: where tasks share directions, the polar factors are those on the range; the
     authors' SVD fills up with arbitrary directions. A matrix with fewer singular values than
     models is averaged (the authors drop its change). Embeddings and heads are averaged unless
-    `vocabulary` is svd.
+    `embeddings` is svd.
 
     Source: "Task Singular Vectors: Reducing Task Interference in Model Merging",
     arXiv 2412.00081, section 4.2, algorithm 1.
@@ -92,7 +92,7 @@ def tsv_m(
 
         return recombined(vectors, left, right, values, tolerance)
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(base, models, combined, weight=weight, scale=scale, rule=rule)
 

@@ -27,7 +27,7 @@ def widen(
         float, Param("what changed more than this many times the mean is kept as it is", ge=0)
     ] = 1.0,
     calibration: Annotated[float, Param("score of what is kept as it is")] = 1.0,
-    vocabulary: Annotated[
+    embeddings: Annotated[
         Literal["rows", "columns"], Param("what embeddings and heads are looked at by")
     ] = "rows",
     lines_alpha: LinesAlpha = None,
@@ -54,7 +54,7 @@ def widen(
     """
     count = len(models)
     if is_matrix(base.shape):
-        by_rows = place.vocabulary and vocabulary == "rows"
+        by_rows = place.vocabulary and embeddings == "rows"
         lines = _Lines((1, 1, *base.shape)[-3:], by_rows)
         found = yield Each(lambda x: _squares(x, lines), fold=_together)
         scores = {

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from merges.stages.matrices import (
     ONE,
+    Embeddings,
     Held,
     Merged,
     Others,
     Tolerance,
     Vectors,
-    Vocabulary,
     check_lines,
     held_bytes,
     layered,
@@ -58,7 +58,7 @@ def wudi(
     rate: Annotated[float, Param("of adam's learning", gt=0)] = 1e-5,
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",
-    vocabulary: Vocabulary = "mean",
+    embeddings: Embeddings = "mean",
     lines_alpha: LinesAlpha = None,
     lines_beta: LinesBeta = None,
     place: Place,
@@ -75,7 +75,7 @@ def wudi(
     Shapes: [rows, columns], rows being outputs; experts [experts, rows, columns] one by one.
 
     Deviations: the closed form; what is no matrix is averaged (the authors leave the base's,
-    which `others` and `vocabulary` can tell); Adam works in float64.
+    which `others` and `embeddings` can tell); Adam works in float64.
 
     Source: "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via
     Task Vectors", arXiv 2503.08099, section 4.3, equation 11.
@@ -86,7 +86,7 @@ def wudi(
             return _stepwise(vectors, steps, rate)
         return _by_rows(vectors, tolerance) if vectors.turned else _by_columns(vectors, tolerance)
 
-    rule = rule_of(base.shape, others=others, vocabulary=vocabulary, place=place)
+    rule = rule_of(base.shape, others=others, embeddings=embeddings, place=place)
     scale = layered(lambda_, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place)
     return merged_matrices(
         base,

@@ -24,7 +24,7 @@ Others = Annotated[
     Literal["mean", "sum", "base"],
     Param("norms, biases and convolutions: mean or sum of the task vectors, or the base's"),
 ]
-Vocabulary = Annotated[
+Embeddings = Annotated[
     Literal["mean", "sum", "base", "svd"],
     Param("embeddings and heads: as `others`, or merged as matrices are"),
 ]
@@ -137,9 +137,9 @@ def check_lines(values: Mapping[str, Any]) -> None:
         raise RecipeError("lines_beta", fact, "give both, or lines_alpha alone")
 
 
-def rule_of(shape: Sequence[int], *, others: str, vocabulary: str, place: Place) -> str:
+def rule_of(shape: Sequence[int], *, others: str, embeddings: str, place: Place) -> str:
     """Return how a tensor of that shape is merged: "svd", or a rule for what is no matrix."""
-    return (vocabulary if place.vocabulary else "svd") if is_matrix(shape) else others
+    return (embeddings if place.vocabulary else "svd") if is_matrix(shape) else others
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
@@ -173,7 +173,7 @@ def held_bytes(
     """
 
     def holds(values: Mapping[str, Any], shape: tuple[int, ...], models: int, width: int) -> int:
-        rules = {name: values[name] for name in ("others", "vocabulary", "place")}
+        rules = {name: values[name] for name in ("others", "embeddings", "place")}
         if rule_of(shape, **rules) != "svd":
             return (models + 4) * 8 * max(BLOCK, prod(shape[1:]))
         rows, columns = shape[-2:]

@@ -9,7 +9,6 @@ CASES = [
     {"others": "base", "lines_alpha": 0.4},
     {"lines_alpha": 0.4, "lines_beta": 0.3},
 ]
-SLACK = 16.0  # singular values from squares have half the digits
 
 
 def reference(base, models, **params):

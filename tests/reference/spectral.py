@@ -9,14 +9,14 @@ def per_model(value, models):
 
 def merged(base, models, merge, *, place=None, weight=1.0, others="mean", **rest):
     """Base plus lambda times `merge(task vectors)` for matrices, experts one by one."""
-    vocabulary = rest.pop("vocabulary", "mean")
+    embeddings = rest.pop("embeddings", "mean")
     scale = rest.pop("lambda", 1.0)
     if "lines_alpha" in rest:
         alpha = rest.pop("lines_alpha")
         scale *= alpha + rest.pop("lines_beta", 1 - alpha) * (place.depth or 0.0)
     weight = per_model(weight, models)
     deltas = [w * (model - base) for w, model in zip(weight, models, strict=True)]
-    rule = others if base.ndim < 2 else (vocabulary if place and place.vocabulary else "svd")
+    rule = others if base.ndim < 2 else (embeddings if place and place.vocabulary else "svd")
     if rule != "svd":
         share = {"mean": 1 / len(models), "sum": 1.0, "base": 0.0}[rule]
         return base + scale * share * sum(deltas)

@@ -11,7 +11,6 @@ CASES = [
     {"factor": "code", "alpha": 0.5},
     {"factor": "code", "weight": 0.3, "others": "mean"},
 ]
-SLACK = 256.0  # singular values from squares have half the digits
 
 
 def reference(base, models, *, others="sum", **params):

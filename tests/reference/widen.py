@@ -10,7 +10,7 @@ CASES = [
 ]
 
 
-def reference(base, models, *, place=None, weight=1.0, vocabulary="rows", **rest):
+def reference(base, models, *, place=None, weight=1.0, embeddings="rows", **rest):
     weight = weight if isinstance(weight, list) else [weight] * len(models)
     scale = rest.pop("lambda", 1.0)
     if base.ndim == 3:
@@ -18,7 +18,7 @@ def reference(base, models, *, place=None, weight=1.0, vocabulary="rows", **rest
             disentangled(b, [m[n] for m in models], weight, **rest) for n, b in enumerate(base)
         ]
         return base + scale * torch.stack(merged)
-    if base.ndim == 2 and place and place.vocabulary and vocabulary == "rows":
+    if base.ndim == 2 and place and place.vocabulary and embeddings == "rows":
         return base + scale * disentangled(base.T, [m.T for m in models], weight, **rest).T
     if base.ndim == 2:
         return base + scale * disentangled(base, models, weight, **rest)

@@ -10,7 +10,6 @@ CASES = [
     {"weight": [1.0, -0.5, 0.0], "others": "base"},
     {"solver": "adam", "steps": 20, "rate": 1e-3},
 ]
-SLACK = 4096.0  # singular values from squares have half the digits, and are divided by
 
 
 def reference(base, models, **params):
