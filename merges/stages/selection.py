@@ -32,7 +32,11 @@ Array = Any  # a numpy array
 Values = Callable[[Slices], Sequence[Array]]
 Targets = Mapping[int, tuple[int, int]]  # number: (vector, rank from the top, from 1)
 Counted = tuple[int, dict[int, Found]]  # a part's start, and by target what its bracket holds
-Meet = Callable[[Any], Generator[Each, Any, tuple[list[Any], int]]]
+Mine = dict[int, list[Found]]  # by target, what its bracket holds of each part of a tensor
+# A bracket where the value lies; or the value, how many equal to it are kept, and how many each
+# tensor has.
+Settled = dict[int, Bracket | tuple[float, int, list[int]]]
+Meet = Callable[[Mine, Callable[[list[Mine]], Settled]], Generator[Each, Any, tuple[Settled, int]]]
 LIMIT = 4 << 20  # elements collected for a value of one tensor
 LIMIT_OF_ALL = 16 << 20  # and of a whole model
 
@@ -170,21 +174,25 @@ def _pool(told: list[list[Any]]) -> tuple[list[list[int]], int, list[Sample]]:
     return ranks, total, [pooled(vector, total, limit=LIMIT_OF_ALL) for vector in samples]
 
 
-def _meet_all(mine: object, *, group: str) -> Generator[Each, Any, tuple[list[Any], int]]:
-    """Exchange what each tensor has found, at the cost of reading a sample."""
+def _meet_all(
+    mine: Mine, settle: Callable[[list[Mine]], Settled], *, group: str
+) -> Generator[Each, Any, tuple[Settled, int]]:
+    """Settle once what all tensors have found, at the cost of reading a sample."""
 
-    def listed(found: list[list[Any]]) -> list[Any]:
-        return [one for (one,) in found]
+    def together(found: list[list[Mine]]) -> Settled:
+        return settle([one for (one,) in found])
 
-    met: tuple[list[Any], int] = yield Each(
-        lambda _: mine, sample=True, group=group, combine=listed
+    met: tuple[Settled, int] = yield Each(
+        lambda _: mine, sample=True, group=group, combine=together
     )
     return met
 
 
-def _meet_nobody(mine: object) -> Generator[Each, Any, tuple[list[Any], int]]:
+def _meet_nobody(
+    mine: Mine, settle: Callable[[list[Mine]], Settled]
+) -> Generator[Each, Any, tuple[Settled, int]]:
     yield from ()
-    return [mine], 0
+    return settle([mine]), 0
 
 
 def _folded(cuts: Mapping[int, Cut], like: Sequence[Sequence[Any]]) -> list[list[Cut]]:
@@ -230,21 +238,34 @@ def _search(
     cuts: dict[int, Cut] = {}
     while asked:
         parts: list[Counted] = yield Each(partial(_count, values, targets, asked))
-        mine = {n: joined([found[n] for _, found in parts], asked[n]) for n in asked}
-        met, place = yield from meet(mine)
+        mine = {n: [found[n] for _, found in parts] for n in asked}
+        settled, place = yield from meet(mine, partial(_settle, targets, asked, total))
         missed = {}
-        for n, bracket in asked.items():
-            vector, rank = targets[n]
-            together = joined([one[n] for one in met], bracket)
-            outcome = locate(together, bracket, rank, total)
+        for n, outcome in settled.items():
             if isinstance(outcome, Bracket):
-                missed[n] = samples[vector].bounded(outcome)
+                missed[n] = samples[targets[n][0]].bounded(outcome)
                 continue
-            value, quota = outcome
-            quota -= sum(equals(one[n], bracket, value) for one in met[:place])
-            cuts[n] = _cut(value, quota, [(at, equals(f[n], bracket, value)) for at, f in parts])
+            value, quota, held = outcome
+            own = [(at, equals(found[n], asked[n], value)) for at, found in parts]
+            cuts[n] = _cut(value, quota - sum(held[:place]), own)
         asked = missed
     return cuts
+
+
+def _settle(
+    targets: Targets, asked: Mapping[int, Bracket], total: int, everyone: list[Mine]
+) -> Settled:
+    settled: Settled = {}
+    for n, bracket in asked.items():
+        together = joined([part for mine in everyone for part in mine[n]], bracket)
+        outcome = locate(together, bracket, targets[n][1], total)
+        if isinstance(outcome, Bracket):
+            settled[n] = outcome
+            continue
+        value, quota = outcome
+        held = [sum(equals(part, bracket, value) for part in mine[n]) for mine in everyone]
+        settled[n] = value, quota, held
+    return settled
 
 
 def _count(values: Values, targets: Targets, asked: Mapping[int, Bracket], x: Slices) -> Counted:
