@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -12,7 +12,7 @@ from cli.main import COMMANDS, ClickException, get_command
 from cli.words import MANAGED, Step, command_line, flag_of, keys_of, named, texts
 from cli.writing import plans_taken_by
 from surgery.errors import RecipeError
-from surgery.pipeline import Planned, Task
+from surgery.pipeline import Planned, Task, is_ahead
 from surgery.recipe import parse_recipe
 from surgery.recipe.reader import Document, read_documents
 
@@ -181,12 +181,23 @@ def _plan(step: Step, defaults: Sequence[str], paths: Mapping[str, Path]) -> Pla
     taker = plans_taken_by(
         lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)), outputs=paths
     )
-    with taker, redirect_stdout(sys.stderr):  # what a command tells beside its plan
+    with taker, _told_aside():
         _call(step, words)
     if len(taken) != 1:
         fact = f"{' '.join(step.words)} makes {len(taken) or 'no'} checkpoints with these options"
         raise RecipeError(step.place(), fact, "a step makes one")
     return taken[0]
+
+
+@contextmanager
+def _told_aside() -> Iterator[None]:
+    """Print what a command tells beside its plan on stderr, and nothing of a look ahead."""
+    if not is_ahead():
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
 
 
 def _measure(step: Step, paths: Mapping[str, Path]) -> str:

@@ -91,3 +91,17 @@ def test_planning_loads_no_torch(here: Path, capsys, words) -> None:
 
     bench.write("steps:\n  deep: {command: stack, base: a, factor: 2}\n")
     assert not modules_after("run", "p.yml", *words) & {"torch", "transformers", "peft"}
+
+
+def test_what_a_command_tells_beside_its_plan_is_told_once_when_it_runs(here, capsys) -> None:
+    tiny.write(here / "c", seed=2)
+    bench.write(
+        "steps:\n  soup: {command: soup, models: [a, b]}\n"
+        "  moved: {command: transfer, old-base: a, tuned: soup, new-base: c}\n"
+    )
+    assert main(["run", "p.yml", "--dry-run", "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["run", "p.yml", "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("cos(C-A, B-A)") == 1
+    assert json.loads(said.out)["steps"][1]["state"] == "made"
