@@ -1,9 +1,9 @@
 """Take back what a merged task vector counts more than once (singular value calibration)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from merges.stages.matrices import Held, Merged, Vectors
+from merges.stages.matrices import Held, Merged, Vectors, merged_matrices
 from merges.stages.spectrum import DECOMPOSING, gram, spectrum, squares
 from surgery.method import Tensor
 
@@ -34,6 +34,38 @@ def calibrated(
     by = _paper(counted, alpha) if factor == "paper" else _code(counted, alpha)
     back = (right * by) @ right.T
     return lambda block: merged(block) @ back
+
+
+def calibrated_after(
+    base: Tensor,
+    models: Sequence[Tensor],
+    merged: Tensor,
+    *,
+    alpha: float = 0.1,
+    factor: Counted = "paper",
+    tolerance: float = 1e-5,
+    rule: str = "svd",
+) -> Iterator[Tensor]:
+    """Yield the pieces of a merged tensor, made by any method, with its change calibrated.
+
+    Shapes: all equal. What is merged by a rule other than "svd" stays as it is.
+    """
+    if rule != "svd":
+        yield merged[...]
+        return
+
+    def last(vectors: Vectors) -> Merged:
+        return calibrated(
+            vectors,
+            lambda block: block[-1],
+            len(models),
+            alpha=alpha,
+            factor=factor,
+            tolerance=tolerance,
+        )
+
+    weight = [1.0] * (len(models) + 1)
+    yield from merged_matrices(base, [*models, merged], last, weight=weight, scale=1.0, rule=rule)
 
 
 def _paper(counted: Tensor, alpha: float) -> Tensor:

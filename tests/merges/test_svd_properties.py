@@ -6,9 +6,12 @@ import torch
 from merges.iso_c import iso_c
 from merges.iso_cts import iso_cts
 from merges.knots_ties import knots_ties
+from merges.stages.calibrate import calibrated_after
 from merges.svc import svc
+from merges.ties import ties
 from merges.tsv_m import tsv_m
 from merges.wudi import wudi
+from reference import svc as naive
 from reference.wudi import objective
 from surgery.apply import apply
 
@@ -221,3 +224,32 @@ def test_a_matrix_and_its_transpose_are_merged_alike(method):
     base, deltas = family((40, 24))
     turned = merged(method, base.T.contiguous(), [d.T.contiguous() for d in deltas])
     assert close(turned.T, merged(method, base, deltas))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 12, 9)])
+def test_calibration_after_a_plain_sum_is_svc(shape):
+    base, deltas = family(shape)
+    models = [base + d for d in deltas]
+    plain = base + sum(deltas)
+    after = torch.cat(list(calibrated_after(base, models, plain, alpha=0.5))).view(shape)
+    assert close(after - base, merged(svc, base, deltas, alpha=0.5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_calibration_after_another_method_is_the_papers(shape):
+    base, deltas = family(shape)
+    models = [base + d for d in deltas]
+    trimmed = apply(ties, models, base=base, density=0.3, weight=1.0)
+    after = torch.cat(list(calibrated_after(base, models, trimmed))).view(shape)
+    change = trimmed - base
+    u, s, vh = torch.linalg.svd(change, full_matrices=False)
+    for r in range(min(shape)):
+        counts = [naive.count(u[:, r] @ change, u[:, r] @ d, d.norm()) for d in deltas]
+        s[r] *= len(deltas) / sum(max(0.1, count) for count in counts)
+    assert close(after - base, u @ torch.diag(s) @ vh, share=1e-8)
+
+
+def test_calibration_leaves_what_is_no_matrix():
+    base, deltas = family((4, 3))
+    (after,) = calibrated_after(base, [base], base + deltas[0], rule="mean")
+    assert torch.equal(after, base + deltas[0])
