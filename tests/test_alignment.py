@@ -270,6 +270,23 @@ def test_the_result_does_not_depend_on_threads(tmp_path, structure, monkeypatch)
     assert len(digests) == 1
 
 
+def test_an_interrupt_ends_comparing(structure):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    llama = open_checkpoint(structure("llama"))
+    with pytest.raises(KeyboardInterrupt):
+        align(llama, llama, progress=interrupt)
+
+
+def test_progress_reaches_all_that_is_compared(structure):
+    told = []
+    mixtral = open_checkpoint(structure("mixtral"))
+    align(mixtral, mixtral, progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] > 0
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_the_command_aligns_records_and_reproduces(tmp_path, structure, capsys):
     source, other = structure("llama"), _stranger("llama", tmp_path / "other")
     out = tmp_path / "out"

@@ -128,19 +128,21 @@ def carry_out(
     told = _Told(work.nbytes, progress)
     with Sources(sources) as opened:
         read = stored_reader(opened)
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                jobs = [pool.submit(match, group, read, told.add) for group in work.groups]
-                more = [
-                    pool.submit(arrange, mixture, read, told.add, units=work.units)
-                    for mixture in work.mixtures
-                ]
-                groups = [job.result() for job in jobs]
-                mixtures = [job.result() for job in more]
-            except BaseException:
-                told.stop()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool = ThreadPoolExecutor(workers)
+        try:
+            jobs = [pool.submit(match, group, read, told.add) for group in work.groups]
+            more = [
+                pool.submit(arrange, mixture, read, told.add, units=work.units)
+                for mixture in work.mixtures
+            ]
+            groups = [job.result() for job in jobs]
+            mixtures = [job.result() for job in more]
+        except BaseException:
+            told.stop()
+            opened.leave_open()  # a thread may be amid a large matching, and read again
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
         opened.check_unchanged()
     return Found(
         groups=tuple(zip(work.groups, groups, strict=True)),

@@ -42,6 +42,43 @@ def test_two_layouts_are_merged_in_that_of_the_donor(tmp_path, fused):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_a_merge_of_two_layouts_is_verified_and_made_again(tmp_path, capsys, fused):
+    for name, seed, layout in (("a", 0, fused), ("b", 1, not fused)):
+        _mixture(tmp_path / name, seed=seed, fused=layout)
+    run(
+        compile(merge_models("linear", [tmp_path / "a", tmp_path / "b"], weight=0.5)),
+        tmp_path / "out",
+    )
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert main(["reproduce", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+
+
+def test_quantised_experts_are_read_in_the_other_layout(tmp_path):
+    """DeepSeek's way of storing, fp8 and one by one, merged into fused bfloat16."""
+    plain = _mixture(tmp_path / "a", seed=0)
+    donor = _mixture(tmp_path / "fused", seed=1, fused=True)
+    tensors = _tensors(plain)
+    loose = dict(tensors)
+    for name in [n for n in tensors if ".experts." in n]:
+        scale = tensors[name].abs().amax() / 448
+        codes = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        tensors |= {name: codes, f"{name}_scale_inv": scale.reshape(1, 1)}
+        loose[name] = codes.float() * scale
+    config = json.loads((plain / "config.json").read_text())
+    told = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    for folder, stored, more in (("q", tensors, told), ("p", loose, {})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config | more))
+        save_file(stored, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+        recipe = merge_models("linear", [donor, tmp_path / folder], weight=[0.25, 0.75])
+        run(compile(recipe), tmp_path / f"out-{folder}")
+    ours, theirs = _tensors(tmp_path / "out-q"), _tensors(tmp_path / "out-p")
+    assert set(ours) == set(_tensors(donor))
+    assert all(torch.allclose(ours[n], theirs[n], rtol=0, atol=1e-7) for n in theirs)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_method_of_several_passes_reads_both_layouts(tmp_path, fused):
     for name, seed, layout in (("a", 0, fused), ("b", 1, not fused), ("same", 1, fused)):
         _mixture(tmp_path / name, seed=seed, fused=layout)
