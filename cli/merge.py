@@ -21,6 +21,7 @@ MODELS = Annotated[
     list[str],
     typer.Argument(metavar="MODELS...", help="Directories, .safetensors files, or org/name[@rev]."),
 ]
+EXPRESSION = "expr"
 VALUES = (
     "VALUE is a number for all models, or one for each: 0.3,0.7. [0,0.5,1] is a gradient from the "
     "first layer to the last. NAME=VALUE is for tensors with NAME in their name (glob:PATTERN= and "
@@ -32,11 +33,13 @@ class MethodGroup(typer.core.TyperGroup):
     """A group with one command a method, each loaded when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - click's own type
-        """Return the names of all methods."""
-        return list(method_names())
+        """Return the names of all methods, and `expr`."""
+        return sorted((*method_names(), EXPRESSION))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002
-        """Return the command of one method."""
+        """Return the command of one method, or that of expressions."""
+        if cmd_name == EXPRESSION:
+            return expression_command()
         if cmd_name not in method_names():
             close = get_close_matches(cmd_name.replace("-", "_"), method_names(), n=1)
             hint = f"did you mean {close[0]}?" if close else "see surgery merge --help"
@@ -58,6 +61,17 @@ def command() -> None:
 
     Each method has its own options: surgery merge ties --help.
     """
+
+
+def expression_command() -> Any:  # noqa: ANN401 - click's own type
+    """Return the command that computes an expression, which is no method."""
+    from cli import expr
+
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(EXPRESSION, short_help=expr.SUMMARY)(expr.command)
+    found = typer.main.get_command(single)
+    found.name = EXPRESSION
+    return found
 
 
 def method_command(method: Method) -> Any:  # noqa: ANN401 - click's own type
