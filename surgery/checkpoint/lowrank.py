@@ -100,7 +100,7 @@ def added(weight: TensorInfo, change: Change, kept: Kept) -> MakeRows:
         _add(rows, *pair, start=start, period=period)
         return _lengthened(read, rows, change.factors.magnitude, start)
 
-    key = f"{weight.name} {weight.dtype} {change.told()}"
+    key = f"{change.factors.a.file} {weight.name} {weight.dtype} {change.told()}"
     period = rows_of(weight) // (change.experts if change.expert is None else 1)
     return make
 

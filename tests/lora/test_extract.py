@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cli.main import main
 from surgery.checkpoint import open_checkpoint
-from surgery.errors import RecipeError
+from surgery.errors import PlanError, RecipeError
 from surgery.lora.decompose import OVERSAMPLING, decompose
 from surgery.lora.extract import energy_in_all, extract
 from surgery.lora.fuse import fuse
@@ -221,6 +221,35 @@ def test_models_that_do_not_fit_are_refused(pair, lab) -> None:
         extract(base, open_checkpoint(lab.structure("llama_tied")), rank=2)
     with pytest.raises(RecipeError, match=r"differs from .* in no linear layer"):
         extract(base, base, rank=2)
+
+
+def test_models_of_other_shapes_are_refused(pair, tmp_path) -> None:
+    base, _ = pair()
+    stored = load_file(base.files[0])
+    save_file(stored | {"lm_head.weight": torch.ones(3, 32)}, tmp_path / "model.safetensors")
+    with pytest.raises(RecipeError, match=r"lm_head.weight of shape \[3, 32\]"):
+        extract(base, open_checkpoint(tmp_path / "model.safetensors"), rank=2)
+
+
+def test_energy_needs_memory_for_its_largest_matrix(tmp_path) -> None:
+    for name, fill in (("base", 0.0), ("tuned", 1.0)):
+        made = {f"model.layers.{n}.up_proj.weight": torch.full((700, 700), fill) for n in range(2)}
+        save_file(made, tmp_path / f"{name}.safetensors")
+    sources = [open_checkpoint(tmp_path / f"{name}.safetensors") for name in ("base", "tuned")]
+    with pytest.raises(PlanError, match="MiB for its largest matrix, over the budget"):
+        extract(*sources, energy=0.5, method="exact", memory=8 << 20)
+
+
+def test_what_is_not_measured_is_told(pair, tmp_path) -> None:
+    sources = []
+    for number, source in enumerate(pair()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        stored = load_file(source.files[0]) | {"steps": torch.tensor([number])}
+        save_file(stored, folder / "model.safetensors")
+        sources.append(open_checkpoint(folder / "model.safetensors"))
+    plan = extract(*sources, rank=2)
+    assert "1 tensors differ that are not measured: steps" in plan.notes
 
 
 def test_bare_files_are_named_as_on_disk(pair, lab) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from surgery.checkpoint import open_checkpoint
+from surgery.errors import CheckpointError
 from surgery.lora.fuse import fuse
 
 LLAMA = ["q_proj", "v_proj", "down_proj"]
@@ -131,6 +136,14 @@ def test_two_adapters_add_up_to_one_rounding(lab) -> None:
     torch.testing.assert_close(lab.logits(lab.load(fused)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_two_adapters_of_one_shape_are_not_taken_for_each_other(lab) -> None:
+    base = lab.structure("llama")
+    one, two = (lab.train(base, r=4, target_modules=["q_proj"], seed=s) for s in (1, 2))
+    fused = lab.write(fuse(open_checkpoint(f"{base}+{one}+{two}")))
+    expected = lab.logits(lab.adapted(base, one, two))
+    torch.testing.assert_close(lab.logits(lab.load(fused)), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rounding_happens_once(dtype, lab, tmp_path) -> None:
     base = tmp_path / "base"
@@ -170,3 +183,36 @@ def test_rows_do_not_depend_on_their_company(lab) -> None:
         whole = read_rows(read, view, 0, 32)
         for start, count in [(0, 1), (15, 2), (3, 20), (31, 1)]:
             assert torch.equal(read_rows(read, view, start, count), whole[start : start + count])
+
+
+def test_factors_that_are_not_kept_are_read_again(lab, monkeypatch) -> None:
+    base = lab.structure("llama")
+    adapter = lab.train(base, r=4, target_modules=["q_proj", "up_proj"])
+    plan = fuse(open_checkpoint(f"{base}+{adapter}"))
+    expected = lab.tensors(lab.write(plan))
+    monkeypatch.setattr("surgery.checkpoint.lowrank.KEPT", 0)
+    found = lab.tensors(lab.write(fuse(open_checkpoint(f"{base}+{adapter}"))))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_dora_of_weights_stored_in_out_is_refused(lab) -> None:
+    base = lab.structure("gpt2")
+    adapter = lab.train(base, r=4, target_modules=["c_attn"], use_dora=True)
+    with pytest.raises(CheckpointError, match=r"DoRA of .*c_attn', which is stored \[in, out\]"):
+        open_checkpoint(f"{base}+{adapter}")
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_square_of_a_bare_file_is_stored_as_the_adapter_says(swap, lab, tmp_path) -> None:
+    base = lab.structure("llama")
+    adapter = lab.train(base, r=4, target_modules=["q_proj"])
+    shutil.copytree(adapter, tmp_path / "adapter")
+    place = tmp_path / "adapter" / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"fan_in_fan_out": swap}))
+    bare = open_checkpoint(f"{base}/model.safetensors+{tmp_path}/adapter")
+    found = load_file(lab.write(fuse(bare), "out.safetensors"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = lab.tensors(lab.write(fuse(open_checkpoint(f"{base}+{adapter}"))))[name]
+    stored = lab.tensors(base)[name]
+    change = (expected - stored).T if swap else expected - stored
+    torch.testing.assert_close(found[name], stored + change, rtol=1e-5, atol=1e-6)

@@ -143,6 +143,20 @@ WEIGHTS = [
         "changes 'model.layers.9.self_attn.q_proj.weight', which the base does not hold",
     ),
     ({"base_model.model.lm_head.weight": torch.zeros(3, 32)}, r"of shape \[3, 32\]"),
+    (
+        {"base_model.model.lm_head.weight": torch.zeros(264, 32, dtype=torch.int8)},
+        "'lm_head.weight' as I8, the base as F32",
+    ),
+    ({A.replace("lora_A.weight", "lora_magnitude_vector"): torch.zeros(9)}, r"\[9\] \(magnitude\)"),
+    ({A.replace("lora_A", "lora_A.other"): torch.zeros(4, 32)}, "holds two adapters of"),
+    ({B.replace("weight", "bias"): torch.zeros(32)}, "q_proj.bias', which the base does not hold"),
+    (
+        {
+            "base_model.model.lm_head.weight": torch.zeros(264, 32),
+            "base_model.model.lm_head.modules_to_save.weight": torch.zeros(264, 32),
+        },
+        "holds 'lm_head.weight' twice",
+    ),
     ({"base_model.model.other.weight": torch.zeros(3, 32)}, "'other.weight', which the base does"),
     ({A.replace("lora_A", "lora_C"): torch.zeros(3)}, "no part of a LoRA that is known"),
     (
@@ -159,6 +173,52 @@ def test_weights_that_do_not_fit_are_refused_when_opened(change, message, copy) 
     save_file({name: tensor for name, tensor in kept.items() if tensor is not None}, place)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(f"{copy}/base+{copy}/tuned")
+
+
+def test_new_tokens_lie_inside_the_embedding(copy) -> None:
+    place = copy / "tuned" / "adapter_model.safetensors"
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save_file(load_file(place) | {key: torch.zeros(1, 32)}, place)
+    config = copy / "tuned" / "adapter_config.json"
+    told = json.loads(config.read_text()) | {"trainable_token_indices": [264]}
+    config.write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=r"\(tokens\), the base has \[264, 32\]"):
+        open_checkpoint(f"{copy}/base+{copy}/tuned")
+
+
+def test_a_base_that_is_not_stored_in_floats_is_refused(copy) -> None:
+    place = copy / "base" / "model.safetensors"
+    name = "model.layers.0.self_attn.q_proj.weight"
+    stored = load_file(place)
+    save_file(stored | {name: stored[name].to(torch.float8_e4m3fn)}, place)
+    with pytest.raises(CheckpointError, match="is stored as F8_E4M3, to which an adapter cannot"):
+        open_checkpoint(f"{copy}/base+{copy}/tuned")
+
+
+def test_an_empty_folder_of_an_adapter_is_told(copy) -> None:
+    (copy / "tuned" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no adapter_model.safetensors"):
+        open_checkpoint(f"{copy}/base+{copy}/tuned")
+
+
+def test_experts_that_shapes_do_not_tell_apart_are_refused(lab, tmp_path) -> None:
+    experts = torch.ones(4, 8, 8)
+    stem = "model.layers.0.mlp.experts"
+    base = tmp_path / "base.safetensors"
+    save_file({f"{stem}.gate_up_proj": experts, f"{stem}.down_proj": experts + 1}, base)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    key = f"base_model.model.{stem}.lora_"
+    factors = {f"{key}A.weight": torch.ones(8, 8), f"{key}B.weight": torch.ones(8, 8)}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    named = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = {"peft_type": "LORA", "r": 2, "target_parameters": named}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="that its shapes do not tell"):
+        open_checkpoint(f"{base}+{adapter}")
+    config["target_parameters"] = named[:1]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert open_checkpoint(f"{base}+{adapter}").tensors[f"{stem}.gate_up_proj"].shape == (4, 8, 8)
 
 
 def test_a_pickled_adapter_is_named_with_the_way_to_convert_it(copy) -> None:
