@@ -26,7 +26,8 @@ HALF, ODD = 0x7FFF, 1  # rounding to even: half of what is cut off, and one more
 def can_compute(step: Step) -> bool:
     """Whether numpy is enough for a step."""
     codes = [t.dtype for t in step.inputs] + [spec.dtype for _, spec in step.outputs]
-    return step.plain and step.elementwise and not step.has_views and set(codes) <= set(STORED)
+    sliced = (step.elementwise or step.passes) and not step.rows and not step.has_views
+    return step.plain and sliced and set(codes) <= set(STORED)
 
 
 class Reading:

@@ -183,7 +183,8 @@ class Method:
         fn: the function; a generator function for `passes`.
         kind: how the engine may call it: on slices of any size, in passes, on whole tensors.
         rows: slices are whole rows, always or by the values.
-        plain: uses operators only, so that numpy arrays do as well as tensors.
+        plain: uses operators only and one reading, so that numpy arrays do as well as tensors;
+            always, or by the values.
         base: whether it takes a base: "required", "optional" or "none".
         least, most: how many models it takes beside the base; None for any number.
         inputs: names of the tensor arguments.
@@ -202,7 +203,7 @@ class Method:
     fn: Callable[..., Any]
     kind: Kind
     rows: bool | Callable[[Mapping[str, Any]], bool] = False
-    plain: bool = False
+    plain: bool | Callable[[Mapping[str, Any]], bool] = False
     base: Literal["required", "optional", "none"] = "none"
     least: int = 1
     most: int | None = None
@@ -236,6 +237,10 @@ class Method:
         hint = f"did you mean {close[0]!r}?" if close else f"it has {has}"
         raise RecipeError(place, f"{self.name} has no parameter {name!r}", hint)
 
+    def is_plain(self, values: Mapping[str, Any]) -> bool:
+        """Whether numpy arrays do, with these values by keyword."""
+        return self.plain(values) if callable(self.plain) else self.plain
+
     def whole_rows(self, values: Mapping[str, Any]) -> bool:
         """Whether slices are whole rows, with these values by keyword."""
         return self.rows(values) if callable(self.rows) else self.rows
@@ -254,7 +259,7 @@ def merge(
     *,
     source: str,
     elementwise: bool = False,
-    plain: bool = False,
+    plain: bool | Callable[[Mapping[str, Any]], bool] = False,
     rows: bool | Callable[[Mapping[str, Any]], bool] = False,
     least: int = 1,
     ignored: Sequence[str] = (),

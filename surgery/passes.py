@@ -146,7 +146,7 @@ def merge_step(
         elementwise=method.kind == "elementwise",
         passes=method.kind == "passes",
         rows=method.whole_rows(values),
-        plain=method.plain,
+        plain=method.is_plain(values),
         scratch=_scratch(method, arguments, spec, len(models)),
         streamed=method.holds is not None,
         why=method.name,
@@ -191,9 +191,7 @@ def _generator(
         )
 
     def run() -> Generator[Pass | Tell, Any, Callable[..., Any]]:
-        import torch
-
-        shapes = [torch.empty(tensor.shape, device="meta") for tensor in inputs]
+        shapes = [_shape(tensor.shape, plain=method.is_plain(values)) for tensor in inputs]
         passes: Passes = method.call(shapes, has_base, values)
         answer = None
         while True:
@@ -204,3 +202,14 @@ def _generator(
             answer = yield each if isinstance(each, Tell) else asked(each)
 
     return run
+
+
+def _shape(shape: tuple[int, ...], *, plain: bool) -> Any:  # noqa: ANN401 - of either kind
+    """Return a tensor without data, or an array without any of its own."""
+    if plain:
+        import numpy as np
+
+        return np.broadcast_to(np.float32(0), shape)
+    import torch
+
+    return torch.empty(shape, device="meta")

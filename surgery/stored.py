@@ -106,7 +106,7 @@ def stream(
         raise ResultError(name, fact)
 
 
-def _blocks(made: Iterator[Any], told: dict[str, float]) -> Iterator["torch.Tensor"]:
+def _blocks(made: Iterator[Any], told: dict[str, float]) -> Iterator[Any]:
     for block in made:
         if isinstance(block, Tell):
             told.update(block.figures)
@@ -114,11 +114,13 @@ def _blocks(made: Iterator[Any], told: dict[str, float]) -> Iterator["torch.Tens
             yield block
 
 
-def _chunks(blocks: Iterator["torch.Tensor"], name: str, spec: TensorSpec) -> Iterator[memoryview]:
+def _chunks(blocks: Iterator[Any], name: str, spec: TensorSpec) -> Iterator[memoryview]:
     """Round the blocks of one output; cut its bytes into chunks."""
     given, data = 0, bytearray()
     while given < spec.numel and (block := next(blocks, None)) is not None:
-        for flat in block.reshape(-1).split(CHUNK):
+        whole_block = block.reshape(-1)
+        for start in range(0, whole_block.numel(), CHUNK):
+            flat = whole_block[start : start + CHUNK]
             given += flat.numel()
             room = bytearray(flat.numel() * BITS[spec.dtype] // 8)
             store(as_tensor(memoryview(room), spec.dtype), flat, name)

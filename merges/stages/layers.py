@@ -41,14 +41,19 @@ def _line(
 
     Source: LiNeS, arXiv 2410.17146; the rule as in the authors' code.
     """
-    if alpha is not None:
-        return alpha, 1 - alpha if beta is None else beta
-    if beta is None:
-        return 1.0, 0.0
+    if alpha is not None or beta is None:
+        return given_line(alpha, beta)
     (plain, merged, models), _ = yield Each(
         lambda x: _norms(x, combined), group="lines", combine=_summed, fold=_plus
     )
     return (plain / merged / models if merged else 1.0 / models), beta
+
+
+def given_line(alpha: float | None, beta: float | None) -> tuple[float, float]:
+    """Return start and slope where nothing must be measured: not beta alone."""
+    if alpha is None:
+        return 1.0, 0.0
+    return alpha, 1 - alpha if beta is None else beta
 
 
 def _norms(x: Slices, combined: Combined) -> tuple[float, float, int]:
