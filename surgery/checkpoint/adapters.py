@@ -24,6 +24,7 @@ PARTS = re.compile(
     r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
     r"(?P<name>\.[^.]+)??(?P<leaf>\.weight|\.bias)?"
 )
+WRAPPED = re.compile(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.)")
 # Settings with which a module computes something else than W + scale * B @ A.
 VARIANTS = {
     "alora_invocation_tokens": "is an activated LoRA, which acts on some tokens only",
@@ -211,8 +212,8 @@ def _pair(file: Path, key: str, found: dict[str, TensorInfo], config: Mapping[st
     stem = "lora_embedding" if embedding else "lora"
     a, b = found.get(f"{stem}_A"), found.get(f"{stem}_B")
     if a is None or b is None:
-        missing = f"{key}.{stem}_{'A' if a is None else 'B'}"
-        raise CheckpointError(file, f"has no {quoted(missing)}", "copy the adapter again")
+        missing = quoted(f"{key}.{stem}_{'A' if a is None else 'B'}")
+        raise CheckpointError(file, f"has no {missing}", "copy the adapter again")
     module = plain_name(key)
     level = len(re.findall(r"\.base_layer(?=\.|$)", module))
     module = re.sub(r"\.base_layer(?=\.|$)", "", module)
@@ -291,12 +292,9 @@ def _whole(file: Path, tensors: Mapping[str, TensorInfo], known: set[str]) -> di
     for name, tensor in tensors.items():
         if name in known or ".original_module." in name:
             continue
-        plain = re.sub(
-            r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.)", "", plain_name(name)
-        )
+        plain = WRAPPED.sub("", plain_name(name))
         if plain in found:
-            raise CheckpointError(
-                file, f"holds {quoted(plain)} twice", "save one adapter at a time"
-            )
+            fact = f"holds {quoted(plain)} twice"
+            raise CheckpointError(file, fact, "save one adapter at a time")
         found[plain] = tensor
     return found

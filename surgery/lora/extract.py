@@ -1,6 +1,6 @@
 """An adapter from the difference of two models: B @ A is the nearest of its rank to it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from surgery.anatomy import anatomy
@@ -58,21 +58,21 @@ def extract(
     Raises:
         RecipeError: the two models do not fit, or nothing differs that could be extracted.
 
-    Source: Eckart-Young for the optimum; the shared singular values as LoRD extracts,
-    arXiv 2106.09685 for the form. Deviation from peers: the rank may differ by module.
+    Source: Eckart and Young for the optimum, arXiv 2106.09685 for the form. Deviation: the rank
+    may differ by module, since no module has more than its smaller side.
     """
+    asks = {"include": [*include], "exclude": [*exclude], "modules_to_save": [*modules_to_save]}
     _check(rank, energy, dtype)
     _check_shapes(base, tuned)
     found, notes = parameters(base)
     limits: dict[str, Any] = {"workers": workers, "memory": memory, "progress": progress}
     differences = {t.name: t for t in compare(base, tuned, **limits).tensors}
     changed = {n: t for n, t in differences.items() if t.state != "identical"}
-    targets = find_targets(base, tuned, found, changed, Choice(include, exclude))
-    whole = held_whole(found, changed, {t.base.name for t in targets}, modules_to_save)
+    targets = find_targets(base, tuned, found, changed, Choice(asks["include"], asks["exclude"]))
+    whole = held_whole(found, changed, {t.base.name for t in targets}, asks["modules_to_save"])
     if not targets:
-        raise RecipeError(
-            tuned.ref, f"differs from {base.ref} in no linear layer that is asked for"
-        )
+        fact = f"differs from {base.ref} in no linear layer that is asked for"
+        raise RecipeError(tuned.ref, fact)
     ranks = {t.module: min(rank or CAP, *t.shape) for t in targets}
     if energy is not None:
         how: dict[str, Any] = {"method": method, "seed": seed, "limits": limits}
@@ -81,28 +81,15 @@ def extract(
     covered = {t.base.name for t in targets} | whole.keys()
     notes = (*notes, *_left(changed, covered))
     steps = [_factor(t, ranks[t.module], method, seed, DTYPES[dtype]) for t in targets]
-    modules = {t.module for t in targets}
-    tied = _tied_embedding(base)
-    for name, parameter in whole.items():
-        twice = (f"{PREFIX}{HEAD}.weight",) * (name == tied)  # peft reads a tied head too
-        steps.append(_copy(tuned.tensors[name], _whole_key(parameter, modules), *twice))
+    steps += _copies(base, tuned, ranks.keys(), whole)
     told = {"rank": rank, "energy": energy, "method": method, "dtype": dtype, "seed": seed}
-    listed = {"include": include, "exclude": exclude, "modules_to_save": modules_to_save}
     plan = Plan(
         operation="lora extract",
-        parameters=told | {name: list(given) for name, given in listed.items()},
+        parameters=told | asks,
         sources=(base, tuned),
         steps=tuple(steps),
         order=tuple(name for step in steps for name, _ in step.outputs),
-        config=make_config(
-            ranks,
-            base=base.ref,
-            task=task_of(base.config),
-            fan_in_fan_out=any(t.swapped for t in targets),
-            whole=dict.fromkeys(p.module for p in whole.values() if p.module not in modules),
-            biases=any(p.module in modules for p in whole.values()),
-            tied=tied is not None,
-        ),
+        config=_config(base, targets, ranks, whole),
         dropped=_dropped(base, tuned, targets, whole),
         facts={
             "changes": {key(t.module, "A"): t.change for t in targets},
@@ -173,7 +160,36 @@ def _factor(target: Target, rank: int, method: Method, seed: int, dtype: str) ->
     )
 
 
-def _whole_key(parameter: Parameter, factorised: set[str]) -> str:
+def _config(
+    base: Checkpoint,
+    targets: Iterable[Target],
+    ranks: Mapping[str, int],
+    whole: Mapping[str, Parameter],
+) -> dict[str, Any]:
+    return make_config(
+        ranks,
+        base=base.ref,
+        task=task_of(base.config),
+        fan_in_fan_out=any(target.swapped for target in targets),
+        whole=dict.fromkeys(p.module for p in whole.values() if p.module not in ranks),
+        biases=any(p.module in ranks for p in whole.values()),
+        tied=_tied_embedding(base) is not None,
+    )
+
+
+def _copies(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    factorised: Collection[str],
+    whole: Mapping[str, Parameter],
+) -> Iterator[Step]:
+    tied = _tied_embedding(base)
+    for name, parameter in whole.items():
+        twice = (f"{PREFIX}{HEAD}.weight",) * (name == tied)  # peft reads a tied head too
+        yield _copy(tuned.tensors[name], _whole_key(parameter, factorised), *twice)
+
+
+def _whole_key(parameter: Parameter, factorised: Collection[str]) -> str:
     """Name a parameter that is held whole; of a factorised module peft wraps the layer."""
     module, _, leaf = parameter.name.rpartition(".")
     inside = ".base_layer" if module in factorised else ""
