@@ -1,14 +1,17 @@
 """Models and tokenizers through transformers, from local files, whole or not at all."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import CheckpointError, RecipeError, TrainError
 from surgery.evaluate.tokens import Mark, find_mark
+from surgery.lora.fuse import fuse
+from surgery.run import run
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +78,10 @@ class Loaded:
     vocabulary: int
 
 
-def open_source(ref: str | Path) -> Source:
+def open_source(ref: str | Path, scratch: ExitStack) -> Source:
     """Read a model's headers, config and tokenizer, without its weights.
+
+    A base with adapters is written out as one model, which is gone when `scratch` closes.
 
     Raises:
         CheckpointError: Something is missing, broken or not understood.
@@ -84,8 +89,8 @@ def open_source(ref: str | Path) -> Source:
     from transformers import AutoConfig, AutoTokenizer
 
     found = open_checkpoint(ref)
-    path = found.root
     _check_parts(found)
+    path = _fused(found, scratch) if found.adapters else found.root
     local = {"local_files_only": True, "trust_remote_code": False}
     with _quiet():
         config = _attempt(path, "config", lambda: AutoConfig.from_pretrained(path, **local))
@@ -176,9 +181,6 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
 
 
 def _check_parts(found: Checkpoint) -> None:
-    if found.adapters:
-        remedy = "write it out first: surgery lora fuse BASE ADAPTER -o OUT"
-        raise CheckpointError(found.ref, "is evaluated only as one model", remedy)
     if found.bare:
         remedy = "put it in a directory with its config.json and tokenizer"
         raise CheckpointError(found.ref, "a weight file alone cannot be evaluated", remedy)
@@ -187,6 +189,11 @@ def _check_parts(found: Checkpoint) -> None:
     if not any((found.root / name).is_file() for name in _TOKENIZER_FILES):
         remedy = "copy tokenizer.json and tokenizer_config.json from the model it was made from"
         raise CheckpointError(found.root, "there is no tokenizer", remedy)
+
+
+def _fused(found: Checkpoint, scratch: ExitStack) -> Path:
+    folder = Path(scratch.enter_context(TemporaryDirectory(prefix="surgery-")))
+    return run(fuse(found), folder / "fused").out
 
 
 def _auto_class(config: "PreTrainedConfig") -> Any:  # noqa: ANN401 - one of two classes

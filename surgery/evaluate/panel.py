@@ -1,6 +1,7 @@
 """The evaluation panel: models against texts, and children against their parent."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,20 +45,21 @@ def evaluate(
     """
     _check(models, batch_tokens=batch_tokens, bootstrap=bootstrap)
     documents = read_documents([Path(text) for text in texts])
-    sources = [open_source(model) for model in _ordered(models, parent)]
-    length = _context(sources, context)
-    step = max(1, length // 2) if stride is None else stride
-    check_windows(length, step)
-    place = find_device(device)
-    settings = Settings(
-        context=length,
-        stride=step,
-        batch_tokens=batch_tokens,
-        device=place,
-        dtype=find_dtype(dtype, place),
-        progress=progress,
-    )
-    scored = score_all(sources, documents, settings)
+    with ExitStack() as scratch:
+        sources = [open_source(model, scratch) for model in _ordered(models, parent)]
+        length = _context(sources, context)
+        step = max(1, length // 2) if stride is None else stride
+        check_windows(length, step)
+        place = find_device(device)
+        settings = Settings(
+            context=length,
+            stride=step,
+            batch_tokens=batch_tokens,
+            device=place,
+            dtype=find_dtype(dtype, place),
+            progress=progress,
+        )
+        scored = score_all(sources, documents, settings)
     return Evaluation(
         models=tabulate(documents, scored, draws=bootstrap, seed=seed),
         context=length,

@@ -1,5 +1,6 @@
 """What a model writes."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from surgery.evaluate.load import find_device, find_dtype, load, open_source
@@ -17,9 +18,10 @@ def greedy(model: str | Path, prompt: str, *, new_tokens: int, device: str = "cp
     """
     import torch
 
-    source = open_source(model)
     place = find_device(device)
-    loaded = load(source, device=place, dtype=find_dtype(None, place))
+    with ExitStack() as scratch:
+        source = open_source(model, scratch)
+        loaded = load(source, device=place, dtype=find_dtype(None, place))
     tokens = source.tokenizer(prompt, return_tensors="pt").to(place)
     with torch.inference_mode():
         out = loaded.model.generate(**tokens, max_new_tokens=new_tokens, do_sample=False)

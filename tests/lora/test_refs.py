@@ -18,6 +18,8 @@ from surgery.checkpoint.refs import pinned, split_ref
 from surgery.errors import CheckpointError, RecipeError
 from surgery.lora.fuse import fuse
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
 
 @pytest.fixture(scope="module")
 def pair(lab, tmp_path_factory):
@@ -292,11 +294,20 @@ def test_verify_reads_the_adapted_values(pair, capsys) -> None:
     assert checks["record"] == checks["loading"] == "skipped"
 
 
-def test_eval_says_what_to_do(pair, capsys, tmp_path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("words")
-    assert main(["eval", f"{pair}/base+{pair}/tuned", "--text", str(text)]) == 1
-    assert "surgery lora fuse BASE ADAPTER -o OUT" in capsys.readouterr().err
+def test_eval_scores_a_base_with_its_adapter_as_one_model(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    base, uni, text = (str(FIXTURES / name) for name in ("base", "uni", "heldout/uni.jsonl"))
+    adapter, fused = str(tmp_path / "adapter"), str(tmp_path / "fused")
+    assert main(["lora", "extract", base, uni, "--rank", "8", "-o", adapter]) == 0
+    assert main(["lora", "fuse", base, adapter, "-o", fused]) == 0
+    capsys.readouterr()
+    assert main(["eval", base, fused, f"{base}+{adapter}", "--text", text, "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    scored = [model["overall"]["bits_per_byte"] for model in models]
+    assert scored[1] == scored[2] < scored[0]
+    assert list((tmp_path / "scratch").glob("surgery-*")) == []
 
 
 def test_a_fused_model_is_reproduced_from_both_sources(pair, tmp_path, capsys) -> None:
