@@ -26,6 +26,8 @@ DIFFERENCES = ("Deviation", "Differs", "Differences", "Variants")
 COST = {
     "elementwise": "One reading of every input, in slices: memory does not depend on the tensor.",
     "passes": "A few readings of every input, in slices: memory does not depend on the tensor.",
+    "blocks": "Reads blocks of every input, as often as it needs, with one worker for a tensor; "
+    "`--dry-run` tells what it holds under the budget of `--memory`.",
     "whole": "Holds a tensor of every input at once, under the budget of `--memory`.",
 }
 
@@ -115,7 +117,7 @@ def takes(method: Method) -> str:
 
 def cost(method: Method) -> str:
     """Return how much a method reads and holds."""
-    told = COST[method.kind]
+    told = COST["blocks" if method.holds else method.kind]
     return told + (" Random masks come from `--seed`." if method.is_random else "")
 
 

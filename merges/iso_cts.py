@@ -8,6 +8,7 @@ from typing import Annotated
 from merges.stages.matrices import (
     ONE,
     Embeddings,
+    Held,
     Merged,
     Others,
     Tolerance,
@@ -21,13 +22,18 @@ from merges.stages.matrices import (
 )
 from merges.stages.parameters import Lambda, LinesAlpha, LinesBeta, Weight
 from merges.stages.recombine import recombined, recombining
-from merges.stages.spectrum import gram, spectrum
+from merges.stages.spectrum import gram, spectrum, squares
 from surgery.method import Param, Place, Tensor, merge
+
+
+def _held(rows: int, columns: int, *_: object) -> Held:
+    held, side = recombining(min(rows, columns)), min(rows, columns)
+    return Held(held.finding + squares(0.2, side), held.keeping)
 
 
 @merge(
     source="https://arxiv.org/abs/2502.04959",
-    holds=held_bytes(lambda rows, columns, *_: recombining(min(rows, columns))),
+    holds=held_bytes(_held),
     check=check_lines,
 )
 def iso_cts(

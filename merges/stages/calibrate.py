@@ -145,4 +145,4 @@ def _share(inner: Tensor, square: Tensor, norm: float, tolerance: float) -> Tens
 def calibrating(rows: int, columns: int, *_: object) -> Held:
     """Return what is held."""
     side = min(rows, columns)
-    return Held(squares(DECOMPOSING, side), squares(1, side))
+    return Held(squares(DECOMPOSING + 0.3, side), squares(1, side))

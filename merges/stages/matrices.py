@@ -13,6 +13,7 @@ from surgery.errors import RecipeError
 from surgery.method import Param, Place, Tensor
 
 BLOCK = 1 << 20  # numbers of a block: 8 MiB, read once for each reading of the tensor
+KEPT = 20  # blocks that temporaries take, and those the allocator does not give back (measured)
 KERNEL = 8  # a shorter last axis is a convolution's kernel, no side of a matrix
 
 ONE: Any = 1.0  # the default of a parameter that has one value per model
@@ -175,15 +176,19 @@ def held_bytes(
     def holds(values: Mapping[str, Any], shape: tuple[int, ...], models: int, width: int) -> int:
         rules = {name: values[name] for name in ("others", "embeddings", "place")}
         if rule_of(shape, **rules) != "svd":
-            return (models + 4) * 8 * max(BLOCK, prod(shape[1:]))
+            return (models + 4) * _block_bytes(prod(shape), prod(shape[1:]))
         rows, columns = shape[-2:]
         across = turned(rows, columns, models, values)
         held = told(rows, columns, models, values)
         result = rows * columns * width if across else 0
-        blocks = (models + 4) * 8 * max(BLOCK, rows if across else columns)
-        return blocks + max(held.finding, held.keeping + result)
+        block = _block_bytes(rows * columns, rows if across else columns)
+        return (models + KEPT) * block + max(held.finding, held.keeping + result)
 
     return holds
+
+
+def _block_bytes(numel: int, width: int) -> int:
+    return 8 * min(max(BLOCK, width), numel)
 
 
 def _averaged(

@@ -33,4 +33,4 @@ def recombined(
 
 def recombining(side: int) -> Held:
     """Return what is held, for matrices with `side` singular values."""
-    return Held(squares(DECOMPOSING + 3, side), squares(2.2, side))  # right and turn; factor
+    return Held(squares(DECOMPOSING + 2.2, side), squares(2.2, side))  # right and turn; factor
