@@ -1,5 +1,6 @@
 """An adapter as a source of tensors, for what is made of adapters alone."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def open_adapter_source(
 
 def open_any(ref: str | Path, *, weights: str | None = None) -> Checkpoint:
     """Open a checkpoint, or the adapter that lies in a directory without a model."""
-    path = Path(ref).expanduser()
-    if (path / CONFIG).exists() and not (path / "config.json").exists():
+    config, own = (Path(ref).expanduser() / name for name in (CONFIG, "config.json"))
+    if os.path.exists(config) and not os.path.exists(own):  # noqa: PTH110 - false for no path
         return open_adapter_source(ref)
     return open_checkpoint(ref, weights=weights)
