@@ -17,6 +17,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 TICK = 0.1  # seconds between two looks at the workers
 GRACE = 1.0  # seconds that workers get to end their item after an interrupt
 AHEAD = 16  # items to read ahead
+EARLY = 256 << 20  # bytes to ask for before the first item
 
 
 class Target(Protocol):
@@ -152,6 +153,7 @@ class Engine:
             StepError: a read, write or computation failed.
         """
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        self._read_early()
         try:
             for thread in threads:
                 thread.start()
@@ -209,6 +211,15 @@ class Engine:
         if ahead:
             self._prefetch(ahead)
         return item
+
+    def _read_early(self) -> None:
+        """Let the disk read while the first worker loads what computes, which takes a second."""
+        asked = 0
+        for item in self._items:
+            if asked > EARLY or self.steps[item.step].is_copy:
+                return
+            self._prefetch(item)
+            asked += item.weight or self.steps[item.step].bytes_in
 
     def _prefetch(self, item: Item) -> None:
         """Ask for what an item will read, where that is known."""
