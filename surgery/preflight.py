@@ -168,7 +168,8 @@ def peak_memory(plan: Plan, *, workers: int, memory: int) -> int:
     whole = max(plan.steps, key=lambda step: step.whole_bytes, default=None)
     if whole and whole.whole_bytes > memory:
         need = whole.whole_bytes / (1 << 20)
-        fact = f"{whole.why} holds the whole tensor, {need:.0f} MiB at once, over the budget"
+        what = "" if whole.streamed else "the whole tensor, "
+        fact = f"{whole.why} holds {what}{need:.0f} MiB at once, over the budget"
         raise PlanError(whole.outputs[0][0], fact, f"allow it with --memory {need + 1:.0f}M")
     return workers * _most_sliced(plan) + min(memory, workers * whole.whole_bytes if whole else 0)
 
