@@ -147,7 +147,7 @@ def merge_step(
         passes=method.kind == "passes",
         rows=method.whole_rows(values),
         plain=method.is_plain(values),
-        scratch=_scratch(method, arguments, spec, len(models)),
+        scratch=_scratch(method, arguments, spec, inputs, len(models)),
         streamed=method.holds is not None,
         why=method.name,
         key=repr((sorted(values.items()), place)),
@@ -156,9 +156,15 @@ def merge_step(
     )
 
 
-def _scratch(method: Method, values: Mapping[str, Any], spec: TensorSpec, models: int) -> int:
+def _scratch(
+    method: Method,
+    values: Mapping[str, Any],
+    spec: TensorSpec,
+    inputs: tuple[TensorInfo, ...],
+    models: int,
+) -> int:
     if method.holds:
-        width = 8 if spec.dtype in {"F32", "F64"} else 4
+        width = Step(outputs=(("", spec),), inputs=inputs).width
         return method.holds(values, spec.shape, models, width)
     return method.scratch * 8 * spec.numel if method.kind == "whole" else 0
 

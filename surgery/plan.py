@@ -81,8 +81,8 @@ class Step:
     """One pure function from stored tensors to named new ones.
 
     Without `fn`, one input is copied byte for byte to every output; no input means zeros.
-    With `fn`, the inputs come as float32 tensors (float64 where an output is F32 or F64) and
-    the result, one tensor per output, is rounded once to the output's dtype.
+    With `fn`, the inputs come as float32 tensors (float64 where an output is F32 or F64, or an
+    input F64) and the result, one tensor per output, is rounded once to the output's dtype.
 
     How `fn` is called: whole tensors in their stored shapes; with `elementwise`, equal flat
     slices; with `passes`, `fn()` is a generator that yields `Pass` requests, is sent the list of
@@ -158,8 +158,9 @@ class Step:
 
     @property
     def width(self) -> int:
-        """Bytes of the floats that are computed with."""
-        return 8 if any(spec.dtype in {"F32", "F64"} for _, spec in self.outputs) else 4
+        """Bytes of the floats that are computed with; those of all inputs are alike."""
+        double = any(spec.dtype in {"F32", "F64"} for _, spec in self.outputs)
+        return 8 if double or any(tensor.dtype == "F64" for tensor in self.inputs) else 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

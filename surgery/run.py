@@ -15,7 +15,7 @@ from surgery.digest import LEAF, PLACEHOLDER, Digests, combine, leaf_digests
 from surgery.engine import DigestOnly, Engine, Progress
 from surgery.errors import Interrupted, ResultError
 from surgery.plan import Plan, check_plan, fingerprint
-from surgery.preflight import MEMORY, check_output, fitting_workers, preflight
+from surgery.preflight import MEMORY, check_output, fitting_workers, peak_memory, preflight
 from surgery.provenance import (
     KEY,
     RECORD,
@@ -130,11 +130,16 @@ def dry_digests(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Mapping[str, Any]:
-    """Carry out a plan without writing anything, and return the record it would leave."""
+    """Carry out a plan without writing anything, and return the record it would leave.
+
+    Raises:
+        PlanError: one step alone needs more than the budget.
+    """
+    threads = fitting_workers(plan, workers=workers, memory=memory)
+    peak_memory(plan, workers=threads, memory=memory)
     allow_many_files()
     with (plan.reader or Sources)(plan.sources) as sources:
         engine = Engine(check_plan(plan).steps, sources, DigestOnly(), memory=memory)
-        threads = fitting_workers(plan, workers=workers, memory=memory)
         digests = engine.run(threads, progress)
         sources.check_unchanged()
     files = {name: hashlib.sha256(data).hexdigest() for name, data in beside(plan)}

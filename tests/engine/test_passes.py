@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from surgery import slices
 from surgery.checkpoint import make_view, open_checkpoint, rows_of
 from surgery.digest import LEAF, Leaves, checksums
+from surgery.errors import PlanError
 from surgery.plan import Pass, Plan, Step, TensorSpec
-from surgery.run import run
+from surgery.run import dry_digests, run
 
 SHAPES = {"a": (700, 300), "b": (300_001,), "c": (2, 3, 50), "d": ()}
 
@@ -226,3 +227,52 @@ def test_an_average_of_many_models_takes_no_more_memory_than_one_of_few(tmp_path
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + (24 << 10)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_inputs_of_two_widths_come_as_floats_of_one(tmp_path, source, plain):
+    held = {name: torch.randn(shape).double() for name, shape in SHAPES.items()}
+    save_file(held, tmp_path / "wide.safetensors")
+    wide = open_checkpoint(tmp_path / "wide.safetensors")
+    seen = set()
+
+    def fn(a, b):
+        seen.add((str(a.dtype)[-7:], str(b.dtype)[-7:]))
+        return a + b
+
+    steps = [
+        Step(
+            outputs=((name, spec(shape)),),
+            inputs=(source.tensors[name], wide.tensors[name]),
+            fn=fn,
+            elementwise=True,
+            plain=plain,
+        )
+        for name, shape in SHAPES.items()
+    ]
+    both = Plan(
+        operation="test",
+        parameters={},
+        sources=(source, wide),
+        steps=tuple(steps),
+        order=tuple(SHAPES),
+        config=None,
+    )
+    run(both, tmp_path / "out.safetensors")
+    assert seen == {("float64", "float64")}
+
+
+def test_digests_alone_are_refused_where_a_tensor_exceeds_the_budget(source):
+    tensor = source.tensors["a"]
+    step = Step(outputs=(("a", spec(tensor.shape)),), inputs=(tensor,), fn=lambda x: x)
+    alone = Plan(
+        operation="test",
+        parameters={},
+        sources=(source,),
+        steps=(step,),
+        order=("a",),
+        config=None,
+        dropped=dict.fromkeys("bcd", "not wanted"),
+    )
+    with pytest.raises(PlanError, match="allow it with --memory"):
+        dry_digests(alone, memory=1 << 20)
