@@ -40,6 +40,7 @@ docs: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.stack
+	$(BIN)/python -m benchmarks.merging
 
 fixtures: $(VENV)/.installed-test
 	$(BIN)/python fixtures/make.py
