@@ -38,8 +38,11 @@ def command(
     writing.limits()
     sources = [writing.open(ref) for ref in (new_base, tuned, old_base)]
     plan = transfer(*sources, ratio=ratio, skip_embeddings=skip_embeddings)
+    out = writing.output or default_output(sources[0], "transfer")
     if diagnosed and not is_ahead():
         from surgery.diagnose import diagnose
+
+        writing.check_output(plan, out)
 
         with render.progress("diagnose") as progress:
             found = diagnose(*sources, workers=writing.workers, progress=progress)
@@ -47,7 +50,7 @@ def command(
             _show(found)
         notes = (*plan.notes, *found.warnings)
         plan = replace(plan, facts={"diagnosis": found.as_dict()}, notes=notes)
-    write_plan(plan, writing.output or default_output(sources[0], "transfer"), writing)
+    write_plan(plan, out, writing)
 
 
 def _show(found: "Diagnosis") -> None:

@@ -110,6 +110,13 @@ class Writing:
         place = "+".join(str(outputs.get(part, part)) for part in ref.split("+"))
         return open_checkpoint(place, weights=self.weights, allow_download=self.allow_download)
 
+    def check_output(self, plan: Plan, out: Path) -> None:
+        """Refuse an output that cannot be written, before what takes long is measured for it."""
+        if not is_planning():  # a pipeline looks after its outputs itself
+            from surgery.preflight import check_output
+
+            check_output(plan, out, force=self.force)
+
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes `writing: Writing` each of its fields as an option."""

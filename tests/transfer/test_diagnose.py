@@ -115,3 +115,16 @@ def test_the_reading_can_be_left_out(sources, tmp_path, capsys) -> None:
         words += [f"--{name}", str(tmp_path / f"{name.partition('-')[0]}.safetensors")]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["facts"] == {}
+
+
+def test_an_output_that_exists_is_told_before_measuring(sources, tmp_path, capsys) -> None:
+    sources()
+    out = tmp_path / "out.safetensors"
+    out.touch()
+    words = ["transfer", "-o", str(out)]
+    for name in ("new-base", "tuned", "old-base"):
+        words += [f"--{name}", str(tmp_path / f"{name.partition('-')[0]}.safetensors")]
+    assert main(words) == 1
+    answer = capsys.readouterr()
+    assert "exists already" in answer.err
+    assert not answer.out
