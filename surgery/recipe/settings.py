@@ -100,7 +100,8 @@ def missing(parameter: Parameter, place: str, why: str = "") -> RecipeError:
     """Return the error of a required parameter without a value."""
     fact = f"has no value for the parameter {parameter.name}{why}"
     help_ = f": {parameter.bounds.help}" if parameter.bounds.help else ""
-    return RecipeError(place, fact, f"give {parameter.name}{help_}")
+    flag = f"--{parameter.name.replace('_', '-')}"
+    return RecipeError(place, fact, f"give {parameter.name} ({flag}){help_}")
 
 
 def _decided(parameter: Parameter, entry: Entry, at: Position) -> Decided:

@@ -65,7 +65,7 @@ MISTAKES = {
     "nothing": (["--weight", ","], "--weight: has an empty value"),
     "twice": (["--weight", "1", "--weight", "2"], "--weight: is given twice without a name"),
     "numbers that vary": (["--weight", "mlp=1,2", "--weight", "1,2,3"], "names another number"),
-    "no weight": ([], "the models: has no value for the parameter weight; give weight"),
+    "no weight": ([], "the models: has no value for the parameter weight; give weight (--weight)"),
     "an unknown option": (["--densty", "1"], "No such option: --densty"),
     "no dtype": (["--weight", "1", "--dtype", "half"], "'half' is no dtype"),
 }
