@@ -112,7 +112,8 @@ def _check_count(method: Method, sources: Sequence[Source], base: int | None, pl
     wanted = f"at least {method.least}" if method.most is None else f"exactly {method.most}"
     plural = "models" if (method.most or method.least) != 1 else "model"
     beside = " beside the base" if base is not None else ""
-    listed = ", ".join(source.model for source in sources)
-    fact = f"{method.name} takes {wanted} {plural}{beside}, and there are {count} ({listed})"
+    listed = ", ".join(source.model for at, source in enumerate(sources) if at != base)
+    named = f" ({listed})" if listed else ""
+    fact = f"{method.name} takes {wanted} {plural}{beside}, and there are {count}{named}"
     remedy = "a base_model counts as one of them here" if method.base == "none" else ""
     raise RecipeError(place, fact, remedy or "change the list of models")

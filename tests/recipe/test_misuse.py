@@ -149,7 +149,7 @@ PLANNED = {
     ),
     "too many models": (
         recipe("slerp", models=("a", "b", "c"), base="a", t=0.5),
-        ("models", "slerp takes exactly 1 model beside the base", "2 (a, b, c)"),
+        ("models", "slerp takes exactly 1 model beside the base", "2 (b, c)"),
     ),
     "a model named twice": (
         recipe(models=("a", "a"), weight=1),
