@@ -136,7 +136,8 @@ class Parameter:
             fact = f"{self.name} {value!r} is not {WANTED[self.kind]}"
             raise RecipeError(place, fact, self.range and f"give {self.range}")
         if not self._fits(value):
-            fact = f"{self.name} {value} is outside {self.range}"
+            both = self.range[:1] in "[("
+            fact = f"{self.name} {value} is {'outside' if both else 'not'} {self.range}"
             if self.choices:
                 close = get_close_matches(str(value), self.choices, n=1)
                 fact = f"{self.name} {value!r} is none of {', '.join(self.choices)}"

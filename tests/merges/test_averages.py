@@ -46,5 +46,5 @@ def test_shares_sum_to_one(method, params, count):
 
 
 def test_no_checkpoints_at_all_are_refused():
-    with pytest.raises(RecipeError, match="outside at least 1"):
+    with pytest.raises(RecipeError, match="is not at least 1"):
         shares(LAWA, 3, last=0)

@@ -46,7 +46,7 @@ def test_more_tasks_than_models_cannot_agree():
 
 @pytest.mark.parametrize(
     ("params", "told"),
-    [({"lambda_": -0.1}, "lambda -0.1 is outside at least 0"), ({"k": -1}, "k -1 is outside")],
+    [({"lambda_": -0.1}, "lambda -0.1 is not at least 0"), ({"k": -1}, "k -1 is not")],
 )
 def test_parameters_have_ranges(params, told):
     with pytest.raises(RecipeError, match=told):

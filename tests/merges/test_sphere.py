@@ -69,7 +69,7 @@ def test_weights_that_sum_to_zero_are_refused(name, weight):
 
 
 def test_a_negative_karcher_weight_is_refused():
-    with pytest.raises(RecipeError, match="outside at least 0"):
+    with pytest.raises(RecipeError, match="is not at least 0"):
         apply(KARCHER, some(2), weight=[1.0, -0.5])
 
 
