@@ -42,7 +42,7 @@ def arcee_fusion(base: Tensor, other: Tensor) -> Passes:
         lambda x: [_importance(x, width, known)], [ranks], numel
     )
     threshold = middle + 1.5 * (third - first)
-    return lambda x: _fused(x, _importance(x, width, known) >= threshold)
+    return lambda x: _fused(x, _importance(x, width, known), threshold)
 
 
 def _importance(x: Slices, width: int, known: "dict[int, Array]") -> "Array":
@@ -89,7 +89,11 @@ def _probabilities(logits: "Array") -> "Array":
     return found
 
 
-def _fused(x: Slices, taken: Any) -> Tensor:  # noqa: ANN401 - a numpy mask
+def _fused(x: Slices, importance: "Array", threshold: float) -> Tensor:
+    """Take what is important; NaN stays, for the engine to name."""
+    import numpy as np
     import torch
 
-    return torch.from_numpy(pick(taken, x.models[0].numpy(), x.base.numpy()))
+    made = pick(importance >= threshold, x.models[0].numpy(), x.base.numpy())
+    made[np.isnan(importance)] = np.nan
+    return torch.from_numpy(made)

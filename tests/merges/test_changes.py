@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +84,12 @@ def test_nearswap_never_moves_a_weight_by_more_than_t():
     assert float((merged - base).abs().max()) <= 0.2 + 1e-12
     near = (other - base).abs() <= 0.2
     assert torch.equal(merged[near], other[near])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["base", "other"])
+def test_fusion_keeps_what_is_not_finite_for_the_engine_to_name(bad, where):
+    base, other = torch.rand(4, 6), torch.rand(4, 6)
+    (base if where == "base" else other)[1, 2] = bad
+    with np.errstate(all="ignore"):
+        assert not apply(FUSION, [other], base=base).isfinite().all()
