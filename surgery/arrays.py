@@ -113,6 +113,9 @@ def write_parts(
 def _store(target: "NDArray[Any]", result: "Floats", code: str, name: str) -> None:
     import numpy as np
 
+    if result.size != target.size:  # one element would be copied to all
+        fact = f"came out with {result.size} elements, planned were {target.size}"
+        raise ResultError(name, fact)
     with np.errstate(over="ignore", invalid="ignore"):
         if code == "BF16":
             _round_bfloat16(target, result)

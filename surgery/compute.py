@@ -251,10 +251,13 @@ def store(target: "torch.Tensor", result: "torch.Tensor", name: str) -> None:
     """Round a result into its place.
 
     Raises:
-        ResultError: it is not finite.
+        ResultError: it is not finite, or has another size.
     """
     import torch
 
+    if result.numel() != target.numel():  # one element would be copied to all
+        given, planned = result.numel(), target.numel()
+        raise ResultError(name, f"came out with {given} elements, planned were {planned}")
     target.copy_(result)
     # A sum is 40 times as fast as isfinite, and finite only if all terms are.
     told = torch.float32 if target.dtype == torch.float16 else None

@@ -3,7 +3,7 @@
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
@@ -190,7 +190,8 @@ class Engine:
         scratch = Scratch()
         while item := self._next():
             try:
-                self._do(item, scratch)
+                with _unwarned(self.steps[item.step]):
+                    self._do(item, scratch)
             except BaseException as error:
                 with self._lock:
                     self._failure = self._failure or error
@@ -404,6 +405,15 @@ class Engine:
         combined = request.combine([one.take_found() for one in waiting])
         for place, member in enumerate(members):
             self._advance(member, (combined, place))
+
+
+def _unwarned(step: Step) -> AbstractContextManager[Any]:
+    """Keep numpy from printing what it thinks of NaN and infinity: results are checked."""
+    if step.fn is None:
+        return nullcontext()
+    import numpy as np
+
+    return np.errstate(all="ignore")
 
 
 def _backend(step: Step) -> ModuleType:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from surgery import slices
 from surgery.checkpoint import make_view, open_checkpoint, rows_of
 from surgery.digest import LEAF, Leaves, checksums
-from surgery.errors import PlanError
+from surgery.errors import PlanError, ResultError
 from surgery.plan import Pass, Plan, Step, TensorSpec
 from surgery.run import dry_digests, run
 
@@ -262,17 +262,34 @@ def test_inputs_of_two_widths_come_as_floats_of_one(tmp_path, source, plain):
     assert seen == {("float64", "float64")}
 
 
-def test_digests_alone_are_refused_where_a_tensor_exceeds_the_budget(source):
+def one_step(source, fn, **kind):
+    """A plan of one step over the first tensor."""
     tensor = source.tensors["a"]
-    step = Step(outputs=(("a", spec(tensor.shape)),), inputs=(tensor,), fn=lambda x: x)
-    alone = Plan(
+    return Plan(
         operation="test",
         parameters={},
         sources=(source,),
-        steps=(step,),
+        steps=(Step(outputs=(("a", spec(tensor.shape)),), inputs=(tensor,), fn=fn, **kind),),
         order=("a",),
         config=None,
         dropped=dict.fromkeys("bcd", "not wanted"),
     )
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_one_element_is_not_spread_over_a_slice(tmp_path, source, plain):
+    spread = one_step(source, lambda x: x[:1], elementwise=True, plain=plain)
+    with pytest.raises(ResultError, match="a: came out with 1 elements, planned were"):
+        run(spread, tmp_path / "out.safetensors")
+
+
+def test_what_is_not_finite_is_told_once_and_not_by_numpy_too(tmp_path, source):
+    alone = one_step(source, lambda x: (x - x) / (x - x), elementwise=True, plain=True)
+    with pytest.raises(ResultError, match="NaN or infinity"):
+        run(alone, tmp_path / "out.safetensors")
+
+
+def test_digests_alone_are_refused_where_a_tensor_exceeds_the_budget(source):
+    alone = one_step(source, lambda x: x)
     with pytest.raises(PlanError, match="allow it with --memory"):
         dry_digests(alone, memory=1 << 20)
