@@ -42,7 +42,7 @@ def build_store(
     """
     names = list(tasks) if tasks else _named(models)
     _check(names, len(models), kind, bounds)
-    refs = [f"model {n}" for n in range(len(models))]
+    refs = [f"the model of task {name}" for name in names]
     opened = dict(zip(["base", *refs], (base, *models), strict=True))
     merged = compile(merge_models(METHOD, refs, base="base"), open=lambda ref: opened[ref])
     rule = rule_of(kind, bounds)

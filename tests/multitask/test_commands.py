@@ -61,6 +61,7 @@ def test_a_base_that_moved_is_named(here, capsys):
         (["emr", "task", "base", "math"], 1, "base: is no store of task masks"),
         (["emr", "task", "st", "math", "--base", "code", "-o", "x"], 1, "is not what it was"),
         (["emr", "build", "base", "math"], 2, "needs two or more models"),
+        (["emr", "build", "base", "math", "math"], 1, "task math-2: is the same model"),
         (["tall", "build", "base", "math", "code", "--lambda", "a"], 2, "--lambda a: is no number"),
         (["tall", "build", "base", "math", "code", "--lambda", "1,2,3"], 2, "3 values for 2"),
         (["emr", "build", "base", "math", "code", "--rescaler", "x"], 2, "--rescaler"),
