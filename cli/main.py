@@ -154,7 +154,8 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - click's own type
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(error.format_message())
     command = error.ctx.command_path if getattr(error, "ctx", None) else "surgery"
-    return f"{command}: {printable(error.format_message().strip())}"
+    told = error.format_message().strip().replace("Value error, ", "")  # pydantic's own words
+    return f"{command}: {printable(told)}"
 
 
 def _say(text: str, code: int) -> int:

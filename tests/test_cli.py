@@ -81,6 +81,7 @@ def test_every_command_has_help_and_a_page(name: str, capsys: pytest.CaptureFixt
         (["stack", "{base}", "--advise"], 2, "needs the training budget"),
         (["expand", "{base}", "--blocks", "0"], 2, "outside 1 to 4"),
         (["prune", "{base}", "--layers", "0-3"], 2, "leaves no layer"),
+        (["lora", "merge", "x", "--method", "dare"], 2, "'--method': 'dare' is not one of 'cat'"),
         (["stack", "missing", "--factor", "2"], 1, "missing: does not exist"),
         (["stack", "org/name", "--factor", "2"], 1, "--allow-download"),
         (["stack", "{base}", "--factor", "2", "-o", "{base}"], 1, "is the input"),
