@@ -116,7 +116,7 @@ def test_iso_cts_with_all_in_common_is_iso_c(shape):
 @pytest.mark.parametrize("shape", [*SHAPES, (8, 60)])
 def test_wudi_in_closed_form_has_no_slope(shape):
     base, deltas = family(shape)
-    t = merged(wudi, base, deltas).requires_grad_(True)
+    t = merged(wudi, base, deltas, ridge=0.0).requires_grad_(True)
     objective(t, deltas).backward()
     start = sum(deltas).requires_grad_(True)
     objective(start, deltas).backward()
@@ -127,7 +127,7 @@ def test_wudi_in_closed_form_has_no_slope(shape):
 def test_wudi_in_closed_form_goes_below_300_steps_of_the_authors_optimiser(size):
     base, deltas = family((48, 40))
     deltas = [size * delta for delta in deltas]
-    closed = float(objective(merged(wudi, base, deltas), deltas))
+    closed = float(objective(merged(wudi, base, deltas, ridge=0.0), deltas))
     stepwise = float(objective(merged(wudi, base, deltas, solver="adam"), deltas))
     start = float(objective(sum(deltas), deltas))
     assert closed < 0.999 * stepwise
@@ -137,10 +137,28 @@ def test_wudi_in_closed_form_goes_below_300_steps_of_the_authors_optimiser(size)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-def test_wudi_in_closed_form_does_not_depend_on_the_scale(factor):
+@pytest.mark.parametrize("ridge", [0.0, 1.0])
+def test_wudi_in_closed_form_does_not_depend_on_the_scale(factor, ridge):
     base, deltas = family((30, 20))
-    scaled = merged(wudi, base, [factor * delta for delta in deltas])
-    assert close(scaled / factor, merged(wudi, base, deltas), share=1e-6)
+    scaled = merged(wudi, base, [factor * delta for delta in deltas], ridge=ridge)
+    assert close(scaled / factor, merged(wudi, base, deltas, ridge=ridge), share=1e-6)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 60)])
+@pytest.mark.parametrize("ridge", [0.1, 1.0])
+def test_wudi_with_a_ridge_has_no_slope_but_back_to_the_sum(shape, ridge):
+    base, deltas = family(shape)
+    t = merged(wudi, base, deltas, ridge=ridge).requires_grad_(True)
+    stay = ridge * 3 / shape[1]  # each task's Gram matrix has a trace of 1
+    (objective(t, deltas) + stay * (t - sum(deltas)).square().sum()).backward()
+    start = sum(deltas).requires_grad_(True)
+    objective(start, deltas).backward()
+    assert float(t.grad.norm()) < 1e-9 * float(start.grad.norm())
+
+
+def test_wudi_with_a_large_ridge_is_the_sum():
+    base, deltas = family((30, 20))
+    assert close(merged(wudi, base, deltas, ridge=1e9), sum(deltas), share=1e-6)
 
 
 def test_knots_turns_with_the_task_vectors():
@@ -195,7 +213,7 @@ def test_copies_of_one_model_add_no_directions(shape):
     most = min(shape) // 3
     first = u[:, :most] @ torch.diag(s[:most]) @ vh[:most]
     assert close(merged(tsv_m, base, [delta] * 3), first, share=1e-7)
-    assert close(merged(wudi, base, [delta] * 3), delta, share=1e-6)
+    assert close(merged(wudi, base, [delta] * 3, ridge=0.0), delta, share=1e-6)
     flat = 3 * s.mean() * u @ vh
     assert close(merged(iso_c, base, [delta] * 3), flat, share=1e-7)
 

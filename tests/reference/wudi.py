@@ -6,8 +6,8 @@ from reference.spectral import merged
 
 CASES = [
     {},
-    {"weight": [0.5, 0.3, 0.4], "lambda": 1.5},
-    {"weight": [1.0, -0.5, 0.0], "others": "base"},
+    {"weight": [0.5, 0.3, 0.4], "lambda": 1.5, "ridge": 0.0},
+    {"weight": [1.0, -0.5, 0.0], "others": "base", "ridge": 0.01},
     {"solver": "adam", "steps": 20, "rate": 1e-3},
 ]
 
@@ -25,14 +25,24 @@ def objective(t, deltas):
     )
 
 
-def solved(deltas, solver="closed", steps=300, rate=1e-5):
+def solved(deltas, solver="closed", ridge=1.0, steps=300, rate=1e-5):
     if solver == "adam":
         return stepwise(deltas, steps, rate)
+    if ridge:
+        return ridged(deltas, ridge)
     parts = [delta / (delta.norm() or 1.0) for delta in deltas]
     wanted = sum(delta @ part.T @ part for delta, part in zip(deltas, parts, strict=True))
     _, s, vh = torch.linalg.svd(torch.cat(parts), full_matrices=False)
     vh, s = vh[s > 1e-5 * s[0]], s[s > 1e-5 * s[0]]
     return wanted @ vh.T @ torch.diag(s**-2) @ vh
+
+
+def ridged(deltas, ridge):
+    shares = [delta.T @ delta / (delta.square().sum() or 1.0) for delta in deltas]
+    stay = ridge * torch.linalg.eigvalsh(sum(shares)).mean()
+    wanted = sum(delta @ share for delta, share in zip(deltas, shares, strict=True))
+    whole = sum(shares) + stay * torch.eye(deltas[0].shape[1], dtype=torch.float64)
+    return torch.linalg.solve(whole, wanted + stay * sum(deltas), left=False)
 
 
 def stepwise(deltas, steps, rate):
