@@ -51,17 +51,31 @@ MERGING: dict[str, tuple[Any, Any]] = {
 
 
 def make_recipe(
-    recipe: Recipe, writing: Writing, *, explain: bool = False, out: Path | None = None
+    recipe: Recipe,
+    writing: Writing,
+    *,
+    explain: bool = False,
+    out: Path | None = None,
+    file: Path | None = None,
 ) -> None:
-    """Compile a recipe, and explain, describe or run it, by the options."""
+    """Compile a recipe, and explain, describe or run it, by the options.
+
+    Args:
+        out: where to write, whatever the options say.
+        file: where the recipe stands; without -o, the output is named after it, in the working
+            directory.
+    """
     writing.limits()  # an error in them is told before anything is opened
     compiled = compile_recipe(recipe, open_one=writing.open)
     if explain:
         _print_explained(compiled, as_json=writing.as_json)
         return
     plan = compiled.plan
-    out = out or writing.output or default_output(plan.sources[0], recipe.name or recipe.method)
-    write_plan(plan, out, writing)
+    out = out or writing.output
+    if out is None and file is not None:
+        out = Path(file.stem + (".safetensors" if plan.bare else ""))
+    named = recipe.name or recipe.method
+    write_plan(plan, out or default_output(plan.sources[0], named), writing)
 
 
 def _print_explained(compiled: Compiled, *, as_json: bool) -> None:

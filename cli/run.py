@@ -35,6 +35,7 @@ def command(
     A mergekit configuration runs as it is; of several documents, later ones may take the result
     of an earlier one by its name. A file with steps is a pipeline: each step is a command. Such
     steps are skipped when nothing that they depend on has changed, and -o is their folder.
+    Without -o, the output is named after the file, in the working directory.
     """
     documents = read_documents(file)
     if is_pipeline(documents[0]):
@@ -49,7 +50,7 @@ def command(
         raise RecipeError("--only", "is for pipelines, and this is one recipe", "drop it")
     recipes = [parse_recipe(document) for document in documents]
     if len(recipes) == 1:
-        make_recipe(recipes[0], writing, explain=explain)
+        make_recipe(recipes[0], writing, explain=explain, file=file)
         return
     if explain:
         fact = "is for one recipe, and the file holds more"

@@ -70,7 +70,8 @@ class Writing:
     """The options that every writing command has; their annotations are the command line's."""
 
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write; beside BASE by default.")
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write.  [default: beside the first input]"),
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = (
         False

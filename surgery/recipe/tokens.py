@@ -1,12 +1,16 @@
 """The part of a recipe that chooses the vocabulary."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from surgery.errors import RecipeError
 from surgery.recipe.fields import check_keys, model_ref
 from surgery.recipe.schema import TokenizerChoice, TokenSource
 from surgery.recipe.settings import Places
+
+WORDS = ("union", "base")
 
 
 def parse_tokenizer(table: Mapping[str, Any], place: Places) -> TokenizerChoice | None:
@@ -21,21 +25,31 @@ def parse_tokenizer(table: Mapping[str, Any], place: Places) -> TokenizerChoice 
         raise RecipeError(place("tokenizer_source"), fact, "keep tokenizer")
     if source is not None:
         here = place.below("tokenizer_source")
-        return TokenizerChoice(source=model_ref(source, here), place=here())
+        return TokenizerChoice(source=_source(source, here), place=here())
     if given is None:
         return None
     here = place.below("tokenizer")
     if isinstance(given, str):
-        return TokenizerChoice(source=model_ref(given, here), place=here())
+        return TokenizerChoice(source=_source(given, here), place=here())
     if not isinstance(given, dict):
         raise RecipeError(here(), "is no table", "write for instance {source: union}")
     check_keys(given, ("source", "tokens", "pad_to_multiple_of"), here)
     return TokenizerChoice(
-        source=model_ref(given.get("source", "union"), here.below("source")),
+        source=_source(given.get("source", "union"), here.below("source")),
         place=here(),
         tokens=_tokens(given.get("tokens"), here.below("tokens")),
         pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of"), here),
     )
+
+
+def _source(given: object, place: Places) -> str:
+    """Return `union`, `base` or a model; a word near one of the first two is no model's name."""
+    ref = model_ref(given, place)
+    close = get_close_matches(ref, WORDS, n=1, cutoff=0.75)
+    if ref not in WORDS and close and not Path(ref).expanduser().exists():
+        fact = f"{ref!r} is neither union, base nor a model that exists"
+        raise RecipeError(place(), fact, f"did you mean {close[0]}?")
+    return ref
 
 
 def _multiple(given: object, place: Places) -> int | None:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from recipes import LAYERS, told
 from safetensors.torch import load_file
 
+from cli.main import main
 from surgery.method import method_names
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
@@ -264,3 +266,21 @@ def test_five_lines_of_python_do_the_same(fixtures_dir, surgery, tmp_path):
     assert surgery("merge", "linear", uni, arith, *words).code == 0
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_a_recipe_without_an_output_is_written_where_one_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    models = "".join(
+        f"- {{model: {fixtures / n}, parameters: {{weight: 1}}}}\n" for n in ("uni", "v2")
+    )
+    (tmp_path / "mine.yml").write_text(f"merge_method: linear\nmodels:\n{models}")
+    assert main(["run", "mine.yml"]) == 0
+    assert (tmp_path / "mine" / "config.json").exists()
+
+
+def test_a_misspelt_choice_of_tokenizer_is_no_models_name(capsys):
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    words = ["merge", "linear", str(fixtures / "uni"), str(fixtures / "v2"), "--weight", "1"]
+    assert main([*words, "--tokenizer", "unoin"]) == 2
+    assert "did you mean union?" in capsys.readouterr().err
