@@ -3,47 +3,34 @@
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
-from surgery.checkpoint import BITS, TensorInfo, View
-from surgery.digest import LEAF, Digests, Leaves, checksums, combine, leaf_digests
+from surgery.checkpoint import BITS, View
+from surgery.digest import Digests, combine
+from surgery.errors import StepError, SurgeryError
+from surgery.items import (
+    Found,
+    Target,
+    ask_item,
+    copy_item,
+    digest_item,
+    key_of,
+    map_item,
+    stream_step,
+    unwarned,
+    whole_step,
+    zeros_step,
+)
 from surgery.plan import Pass, Step, Tell
-from surgery.slices import Item, Scratch, Sources, cut, grid, last_items, pieces
+from surgery.slices import Item, Scratch, Sources, cut, grid, last_items
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 TICK = 0.1  # seconds between two looks at the workers
 GRACE = 1.0  # seconds that workers get to end their item after an interrupt
 AHEAD = 16  # items to read ahead
 EARLY = 256 << 20  # bytes to ask for before the first item
-
-
-class Target(Protocol):
-    """Where results go: an output on disk, or nowhere when only digests are wanted."""
-
-    def write(self, name: str, at: int, view: memoryview) -> None:
-        """Take a piece of the tensor."""
-
-    def finish(self, line: Mapping[str, Any]) -> None:
-        """Note a finished step."""
-
-    def leave_open(self) -> None:
-        """Keep descriptors open from now on: a thread that hangs may still use them."""
-
-
-class DigestOnly:
-    """A target that keeps nothing, to compare a run with its record."""
-
-    def write(self, name: str, at: int, view: memoryview) -> None:
-        """Drop the piece."""
-
-    def finish(self, line: Mapping[str, Any]) -> None:
-        """Note nothing."""
-
-    def leave_open(self) -> None:
-        """Hold nothing open."""
 
 
 @dataclass(slots=True)
@@ -137,7 +124,7 @@ class Engine:
         for item in self._items:
             self._pending[item.step].items += 1
         self._groups = {g: [n for n in todo if g in steps[n].groups] for g in groups}
-        self._copied = {_key(t) for step in steps if step.is_copy for t in step.inputs}
+        self._copied = {key_of(t) for step in steps if step.is_copy for t in step.inputs}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._more = threading.Condition(self._lock)
@@ -188,10 +175,12 @@ class Engine:
 
     def _work(self) -> None:
         scratch = Scratch()
-        while item := self._next():
+        while items := self._next():
+            item, ahead = items
             try:
-                with _unwarned(self.steps[item.step]):
-                    self._do(item, scratch)
+                if ahead:
+                    self._prefetch(ahead)
+                self._do(item, scratch)
             except BaseException as error:
                 with self._lock:
                     self._failure = self._failure or error
@@ -200,7 +189,8 @@ class Engine:
                 self._busy -= 1
                 self._more.notify_all()
 
-    def _next(self) -> Item | None:
+    def _next(self) -> tuple[Item, Item | None] | None:
+        """Return an item to do, and one to read ahead for."""
         with self._more:
             while not self._items and self._busy and not self._stop.is_set():
                 self._more.wait(TICK)  # what others do may give more
@@ -209,9 +199,7 @@ class Engine:
             item = self._items.popleft()
             self._busy += 1
             ahead = self._items[AHEAD] if len(self._items) > AHEAD else None
-        if ahead:
-            self._prefetch(ahead)
-        return item
+        return item, ahead
 
     def _read_early(self) -> None:
         """Let the disk read while the first worker loads what computes, which takes a second."""
@@ -235,104 +223,53 @@ class Engine:
 
     def _do(self, item: Item, scratch: Scratch) -> None:
         step = self.steps[item.step]
-        leaves: Mapping[str, list[bytes]] = {}
-        if item.phase == "copy":
-            leaves = self._copy(step, item, scratch)
-        elif item.phase == "zeros":
-            leaves = _zeros(step)
-        elif item.phase == "digest":
-            leaves = self._digest(step.stored[item.tensor], item, scratch)
-        elif item.phase == "map":
-            leaves = self._map(step, item, scratch)
-        elif item.phase == "whole":
-            with self._budget.hold(step.whole_bytes):
-                leaves = self._stream(item, step) if step.streamed else self._whole(step)
-        elif item.phase == "open":
-            assert step.fn is not None  # noqa: S101 - a step of passes has one
-            self._pending[item.step].passes = step.fn()
-        else:
-            self._ask(step, item, scratch)
+        try:
+            with unwarned(step):
+                leaves = self._seen(item, step, scratch)
+        except SurgeryError:
+            raise
+        except Exception as error:
+            if step.fn is None:
+                raise
+            fact = f"{step.why} failed ({type(error).__name__}: {error})"
+            raise StepError(step.outputs[0][0], fact, "--debug shows where") from error
         self._account(item, step, leaves)
 
-    def _copy(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
-        view = scratch.take(0, item.count)
-        self.sources.read(step.inputs[0], item.start, view)
-        leaves = leaf_digests(view)
-        for name, _ in step.outputs:
-            self.target.write(name, item.start, view)
-        return {_key(step.inputs[0]): leaves, **{name: leaves for name, _ in step.outputs}}
+    def _seen(self, item: Item, step: Step, scratch: Scratch) -> Found:
+        """Do the item, and return the digests of what was read and written."""
+        sources, target = self.sources, self.target
+        match item.phase:
+            case "copy":
+                found = copy_item(step, item, scratch, sources, target)
+            case "zeros":
+                found = zeros_step(step)
+            case "digest":
+                found = digest_item(step.stored[item.tensor], item, scratch, sources)
+            case "map":
+                last = self._pending[item.step].last
+                found = map_item(step, item, scratch, sources, target, last=last)
+            case "whole":
+                found = self._whole(step, self._pending[item.step].told)
+            case "open":
+                assert step.fn is not None  # noqa: S101 - a step of passes has one
+                found, self._pending[item.step].passes = {}, step.fn()
+            case "pass" | "sample":
+                found = self._ask(item, step, scratch)
+        return found
 
-    def _digest(self, tensor: TensorInfo, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
-        view = scratch.take(0, item.count)
-        self.sources.read(tensor, item.start, view)
-        return {_key(tensor): checksums(view)}
+    def _whole(self, step: Step, told: dict[str, float]) -> Found:
+        with self._budget.hold(step.whole_bytes):
+            if step.streamed:
+                return stream_step(step, self.sources, self.target, told)
+            return whole_step(step, self.sources, self.target)
 
-    def _ask(self, step: Step, item: Item, scratch: Scratch) -> None:
-        from surgery.compute import Reading, ask, use_one_thread
-
-        use_one_thread()
+    def _ask(self, item: Item, step: Step, scratch: Scratch) -> Found:
         pending = self._pending[item.step]
         assert pending.request is not None  # noqa: S101 - what the item was made for
-        reading = Reading(step, grid(step), self.sources, scratch, identify=False)
-        sampled = item.phase == "sample"
-        parts = reading.sample() if sampled else reading.parts(item.start, item.count)
-        found = ask(pending.request, parts)
+        found = ask_item(step, item, scratch, self.sources, pending.request)
         with self._lock:
             pending.add_found(item, found)
-
-    def _map(self, step: Step, item: Item, scratch: Scratch) -> dict[str, list[bytes]]:
-        places = grid(step)
-        widths = [BITS[spec.dtype] // 8 for _, spec in step.outputs]
-        backend = _backend(step)
-        reading = backend.Reading(step, places, self.sources, scratch)
-        room = min(places.chunk, item.count)
-        buffers = [
-            scratch.take(slot, room * width)
-            for slot, width in enumerate(widths, start=len(step.inputs))
-        ]
-        hashed = [Leaves(leaf_digests) for _ in widths]
-        fn = self._pending[item.step].last or _flat(step)
-        parts = reading.parts(item.start, item.count)
-        for start, count in backend.write_parts(fn, parts, step.outputs, buffers):
-            for (name, _), view, width, leaves in zip(
-                step.outputs, buffers, widths, hashed, strict=True
-            ):
-                filled = view[: count * width]
-                leaves.feed(filled)
-                self.target.write(name, start * width, filled)
-        found = {_key(step.inputs[slot]): leaves.end() for slot, leaves in reading.leaves.items()}
-        outputs = zip(step.outputs, hashed, strict=True)
-        return {**found, **{name: leaves.end() for (name, _), leaves in outputs}}
-
-    def _whole(self, step: Step) -> dict[str, list[bytes]]:
-        from surgery.compute import compute_whole
-
-        plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
-        hashed = {slot: Leaves(checksums) for slot in plain}
-        results = compute_whole(step, self.sources, hashed)
-        leaves = {_key(step.inputs[slot]): found.end() for slot, found in hashed.items()}
-        for view, name in results:
-            leaves[name] = leaf_digests(view)
-            for start, count in pieces(len(view)):
-                self.target.write(name, start, view[start : start + count])
-        return leaves
-
-    def _stream(self, item: Item, step: Step) -> dict[str, list[bytes]]:
-        from surgery.stored import stream
-
-        plain = [n for n, tensor in enumerate(step.inputs) if not isinstance(tensor, View)]
-        hashed = {slot: Leaves(checksums) for slot in plain}
-        written = {name: Leaves(leaf_digests) for name, _ in step.outputs}
-        at = dict.fromkeys(written, 0)
-        told: dict[str, float] = {}
-        for name, view in stream(step, self.sources, hashed, told):
-            self.target.write(name, at[name], view)
-            written[name].feed(view)
-            at[name] += len(view)
-        assert told.keys() <= set(step.tells), "untold figures"  # noqa: S101
-        self._pending[item.step].told.update(told)
-        found = {_key(step.inputs[slot]): each.end() for slot, each in hashed.items()}
-        return {**found, **{name: each.end() for name, each in written.items()}}
+        return {}
 
     def _account(self, item: Item, step: Step, leaves: Mapping[str, list[bytes]]) -> None:
         pending = self._pending[item.step]
@@ -367,7 +304,7 @@ class Engine:
 
     def _identified(self, step: Step) -> list[str]:
         """Name the inputs that this step identifies: what is copied somewhere, the copy does."""
-        keys = [_key(tensor) for tensor in step.stored]
+        keys = [key_of(tensor) for tensor in step.stored]
         return [key for key in keys if step.is_copy or key not in self._copied]
 
     def _advance(self, number: int, answer: Any) -> None:  # noqa: ANN401 - what the pass found
@@ -407,50 +344,8 @@ class Engine:
             self._advance(member, (combined, place))
 
 
-def _unwarned(step: Step) -> AbstractContextManager[Any]:
-    """Keep numpy from printing what it thinks of NaN and infinity: results are checked."""
-    if step.fn is None:
-        return nullcontext()
-    import numpy as np
-
-    return np.errstate(all="ignore")
-
-
-def _backend(step: Step) -> ModuleType:
-    """Return what computes a step: numpy where it is enough, so that torch is not loaded."""
-    from surgery import arrays
-
-    if arrays.can_compute(step):
-        return arrays
-    from surgery import compute
-
-    compute.use_one_thread()
-    return compute
-
-
 def _asks(pending: _Pending, group: str) -> bool:
     return pending.request is not None and pending.request.group == group
-
-
-def _flat(step: Step) -> Callable[..., Any]:
-    """Turn an elementwise function into one of a part; none gives each output what it is given."""
-    fn, copies = step.fn, len(step.outputs)
-    return lambda _, *inputs: fn(*inputs) if fn else inputs * copies
-
-
-def _key(tensor: TensorInfo) -> str:
-    """Name an input so that it cannot be taken for an output: a path ends in a colon."""
-    return f"{tensor.file}:{tensor.name}"
-
-
-def _zeros(step: Step) -> dict[str, list[bytes]]:
-    """Hash what is not written: a new shard's blocks read as zeros."""
-    found = {}
-    for name, spec in step.outputs:
-        whole, rest = divmod(spec.nbytes, LEAF)
-        full = leaf_digests(memoryview(bytes(LEAF))) if whole else []
-        found[name] = full * whole + leaf_digests(memoryview(bytes(rest)))
-    return found
 
 
 class _Budget:

@@ -12,8 +12,9 @@ from typing import Any
 
 from surgery.checkpoint.jsonfile import read_small_file
 from surgery.digest import LEAF, PLACEHOLDER, Digests, combine, leaf_digests
-from surgery.engine import DigestOnly, Engine, Progress
+from surgery.engine import Engine, Progress
 from surgery.errors import Interrupted, ResultError
+from surgery.items import DigestOnly
 from surgery.plan import Plan, check_plan, fingerprint
 from surgery.preflight import MEMORY, check_output, fitting_workers, peak_memory, preflight
 from surgery.provenance import (

@@ -13,6 +13,7 @@ from surgery import slices
 from surgery.checkpoint import make_view, open_checkpoint, rows_of
 from surgery.digest import LEAF, Leaves, checksums
 from surgery.errors import PlanError, ResultError
+from surgery.errors import StepError
 from surgery.plan import Pass, Plan, Step, TensorSpec
 from surgery.run import dry_digests, run
 
@@ -293,3 +294,24 @@ def test_digests_alone_are_refused_where_a_tensor_exceeds_the_budget(source):
     alone = one_step(source, lambda x: x)
     with pytest.raises(PlanError, match="allow it with --memory"):
         dry_digests(alone, memory=1 << 20)
+
+
+def failing(tensor, phase):
+    def passes():
+        if phase == "open":
+            raise ValueError("no sense")
+        yield Pass(fn=lambda part, x: 1 / (0 if phase == "pass" else 1))
+        return lambda part, x: x.no_such_thing if phase == "map" else x
+
+    return Step(
+        outputs=((tensor.name, spec(tensor.shape)),), inputs=(tensor,), fn=passes, passes=True,
+        why="odd",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["open", "pass", "map"])
+def test_a_method_that_fails_is_told_with_its_tensor(tmp_path, source, phase):
+    steps = [failing(tensor, phase) for tensor in source.tensors.values()]
+    with pytest.raises(StepError, match=r"^[abcd]: odd failed \("):
+        run(plan(source, steps), tmp_path / "out.safetensors", workers=2)
+    assert not (tmp_path / "out.safetensors").exists()
