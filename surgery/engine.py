@@ -225,7 +225,7 @@ class Engine:
         step = self.steps[item.step]
         try:
             with unwarned(step):
-                leaves = self._seen(item, step, scratch)
+                self._account(item, step, self._seen(item, step, scratch))
         except SurgeryError:
             raise
         except Exception as error:
@@ -233,7 +233,6 @@ class Engine:
                 raise
             fact = f"{step.why} failed ({type(error).__name__}: {error})"
             raise StepError(step.outputs[0][0], fact, "--debug shows where") from error
-        self._account(item, step, leaves)
 
     def _seen(self, item: Item, step: Step, scratch: Scratch) -> Found:
         """Do the item, and return the digests of what was read and written."""

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from surgery import slices
 from surgery.checkpoint import make_view, open_checkpoint, rows_of
 from surgery.digest import LEAF, Leaves, checksums
-from surgery.errors import PlanError, ResultError
-from surgery.errors import StepError
+from surgery.errors import PlanError, ResultError, StepError
 from surgery.plan import Pass, Plan, Step, TensorSpec
 from surgery.run import dry_digests, run
 
