@@ -226,7 +226,7 @@ class Engine:
         try:
             with unwarned(step):
                 self._account(item, step, self._seen(item, step, scratch))
-        except SurgeryError:
+        except (SurgeryError, AssertionError):
             raise
         except Exception as error:
             if step.fn is None:
