@@ -30,7 +30,7 @@ def _held(rows: int, columns: int, models: int, values: Mapping[str, Any]) -> He
     if values["svd"] == "exact":
         return held
     sketched = leading_bytes((max(rows, columns), side), side // models) + squares(1, side)
-    return Held(max(held.finding, sketched), held.keeping)
+    return Held(max(held.finding + squares(0.5, side), sketched), held.keeping)
 
 
 @merge(
@@ -46,7 +46,7 @@ def tsv_m(
     lambda_: Lambda = 1.0,
     svd: Annotated[
         Literal["exact", "randomized"],
-        Param("of each task vector; a sketch is faster from five models on"),
+        Param("of each task vector; a sketch is faster from four models on"),
     ] = "exact",
     tolerance: Tolerance = 1e-5,
     others: Others = "mean",

@@ -31,14 +31,15 @@ def _across(rows: int, columns: int, models: int, values: Mapping[str, Any]) -> 
 
 
 def _held(rows: int, columns: int, models: int, values: Mapping[str, Any]) -> Held:
-    solving = 2.2 if values["ridge"] else DECOMPOSING
+    solving = 2.2 if values["ridge"] else DECOMPOSING  # Cholesky: the matrix and its root
     if _across(rows, columns, models, values):
         side, wanted = models * rows, 2 / models
         return Held(squares(solving + wanted, side), squares(1 / models, side))
     if values["solver"] == "adam":
         kept = squares(models + 1, columns)
         return Held(kept, kept + 6 * 8 * max(rows, columns))
-    return Held(squares(solving + models, columns), squares(models + 0.2, columns))
+    # The root, and copies of it and of what is solved for.
+    return Held(squares(max(solving, 3.2) + models, columns), squares(models + 0.2, columns))
 
 
 @merge(
@@ -126,6 +127,7 @@ def _by_columns(vectors: Vectors, ridge: float, tolerance: float) -> Merged:
     for part in parts:
         part.diagonal().add_(stay)
     solve = _solver(whole, stay, tolerance)
+    del whole
     for n, part in enumerate(parts):
         parts[n] = solve(part.T).T
     return lambda block: total([d @ part for d, part in zip(block, parts, strict=True)])
@@ -152,7 +154,9 @@ def _by_rows(vectors: Vectors, ridge: float, tolerance: float) -> Merged:
     wanted = cat([own[at, at] * norm for at, norm in zip(places, norms, strict=True)])
     for at, norm in zip(places, norms, strict=True):
         wanted[at].diagonal().add_(stay * norm)
-    solution = _solver(own, stay, tolerance)(wanted)
+    solve = _solver(own, stay, tolerance)
+    del own
+    solution = solve(wanted)
     return lambda block: side_by_side(block) @ solution
 
 

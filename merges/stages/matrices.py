@@ -13,7 +13,7 @@ from surgery.errors import RecipeError
 from surgery.method import Param, Place, Tensor
 
 BLOCK = 1 << 20  # numbers of a block: 8 MiB, read once for each reading of the tensor
-KEPT = 20  # blocks that temporaries take, and those the allocator does not give back (measured)
+KEPT = 18  # blocks of temporaries, and those that the allocator keeps (measured)
 KERNEL = 8  # a shorter last axis is a convolution's kernel, no side of a matrix
 
 ONE: Any = 1.0  # the default of a parameter that has one value per model
@@ -182,7 +182,7 @@ def held_bytes(
         held = told(rows, columns, models, values)
         result = rows * columns * width if across else 0
         block = _block_bytes(rows * columns, rows if across else columns)
-        return (models + KEPT) * block + max(held.finding, held.keeping + result)
+        return (2 * models + KEPT) * block + max(held.finding, held.keeping + result)
 
     return holds
 
