@@ -59,8 +59,6 @@ def pcb(
     difference itself.
     """
     count, numel = len(models), base.numel()
-    if not numel and scope == "tensor":
-        return lambda x: x.base
 
     def sizes(x: Slices) -> list[Any]:
         found = [d.abs_().reshape(-1).numpy() for d in _weighed(x, weight)]

@@ -52,22 +52,19 @@ def widen(
     Source: "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models via Weight
     Disentanglement", arXiv 2408.03092, section 3, and the authors' code.
     """
-    count = len(models)
+    del models  # every pass sees slices
     if is_matrix(base.shape):
         by_rows = place.vocabulary and embeddings == "rows"
         lines = _Lines((1, 1, *base.shape)[-3:], by_rows)
-        found = yield Each(lambda x: _squares(x, lines), fold=_together)
-        scores = {
-            number: _scores(sums, ratio, calibration)
-            for number, sums in lines.joined(found[0] if found else {})
-        }
+        (found,) = yield Each(lambda x: _squares(x, lines), fold=_together)
+        scores = {number: _scores(sums, ratio, calibration) for number, sums in lines.joined(found)}
 
         def combined(x: Slices) -> Tensor:
             return _by_lines(x, lines, scores, weight)
 
     else:
         sums = yield from summed(lambda x: [float(d.abs().double().sum()) for d in x.deltas])
-        means = [value / max(base.numel(), 1) for value in sums] or [0.0] * count
+        means = [value / base.numel() for value in sums]
 
         def combined(x: Slices) -> Tensor:
             return _by_elements(x, means, ratio, calibration, weight)
@@ -122,12 +119,10 @@ class _Lines:
 
         for number in range(self.shape[0]):
             own = [(start, sums) for (n, start), sums in found.items() if n == number]
-            if own:
-                size = self.shape[1] if self.by_rows else self.shape[2]
-                whole = np.zeros((own[0][1].shape[0], size))
-                for start, sums in own:
-                    whole[:, start : start + sums.shape[1]] += sums
-                yield number, whole
+            whole = np.zeros((len(own[0][1]), self.shape[1 if self.by_rows else 2]))
+            for start, sums in own:
+                whole[:, start : start + sums.shape[1]] += sums
+            yield number, whole
 
 
 def _squares(x: Slices, lines: _Lines) -> Lines:

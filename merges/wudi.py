@@ -84,9 +84,9 @@ def wudi(
 
     Deviations: the closed form, and the ridge. The authors start at S and stop after 300 steps
     of Adam, which keeps directions that hardly count near S as the ridge does; the minimum itself
-    lets them grow, and served language models worse (decision 034). What is no matrix is
-    averaged (the authors leave the base's, which `others` and `embeddings` can tell). Adam works
-    in float64.
+    lets them grow, and the models of this repository fared worse with it (decision 034). What is
+    no matrix is averaged (the authors leave the base's, which `others` and `embeddings` can
+    tell). Adam works in float64.
 
     Source: "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via
     Task Vectors", arXiv 2503.08099, section 4.3, equation 11.
