@@ -1,10 +1,7 @@
 """Float arithmetic on parts of stored tensors, rounded once; the only torch in the engine."""
 
-import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import BITS, TensorInfo, View, read_rows, row_shape, rows_of
@@ -27,8 +24,6 @@ STORED = {
     "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h names them
-
 Function = Callable[..., Any]
 
 
@@ -46,20 +41,6 @@ def use_one_thread() -> None:
 
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
-    _keep_freed_memory()
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a part's temporaries free: the next part takes it again.
-
-    By default it gives the pages back each time, and the kernel clears them anew (measured: up
-    to a quarter of a merge's CPU time). Only where the C library is glibc.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(TRIM_THRESHOLD, 256 << 20)
-        libc.mallopt(MMAP_THRESHOLD, 32 << 20)
 
 
 class Reading:

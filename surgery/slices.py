@@ -20,7 +20,7 @@ CHUNK = (
 # Elements that a function is given at once: its temporaries stay in the core's own cache
 # (measured: at 128 Ki a float64 dot product takes 14 times as long).
 PART = 64 << 10
-COMPUTED = 256 << 10  # bytes read at once of each tensor that is computed with
+COMPUTED = LEAF  # bytes read at once of each tensor that is computed with: a leaf of its digest
 CROWD = 8  # inputs up to which parts have their full size
 SMALLEST = 16 << 10  # elements of a part that many inputs share the memory of
 SAMPLE = 128  # blocks of a sample
