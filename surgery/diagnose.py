@@ -13,7 +13,7 @@ from surgery.compute import COMPUTABLE, Reading, use_one_thread
 from surgery.engine import Progress
 from surgery.errors import CheckpointError
 from surgery.plan import Step, TensorSpec
-from surgery.preflight import default_workers
+from surgery.preflight import computing_workers
 from surgery.slices import Item, Scratch, Sources, grid
 
 CLOSE = 0.9  # cosine of two bases below which a difference is not expected to carry over
@@ -75,7 +75,7 @@ def diagnose(
     found: dict[str, list[tuple[float, ...]]] = {}
     parts = _anatomy(new_base)
     with Sources((new_base, tuned, old_base)) as sources:
-        for name, sums in _measured(steps, sources, workers or default_workers(), progress):
+        for name, sums in _measured(steps, sources, workers or computing_workers(), progress):
             found.setdefault(_group(parts, name), []).append(sums)
         sources.check_unchanged()
     rows = tuple(_row(name, found[name]) for name in sorted(found, key=_place))

@@ -10,7 +10,7 @@ from surgery.errors import PlanError
 from surgery.lora.decompose import Method, decompose, scratch
 from surgery.lora.targets import Target
 from surgery.plan import Step, TensorSpec
-from surgery.preflight import default_workers
+from surgery.preflight import computing_workers
 from surgery.slices import Sources
 
 
@@ -67,7 +67,7 @@ def energy_ranks(
     spectra = Spectra()
     with Sources(sources) as opened:
         engine = Engine(steps, opened, spectra, memory=limits["memory"])
-        engine.run(limits["workers"] or default_workers(), limits["progress"])
+        engine.run(limits["workers"] or computing_workers(), limits["progress"])
         opened.check_unchanged()
     ranks, short = {}, []
     for target in targets:
