@@ -7,6 +7,7 @@ import typer
 from cli.merge import MODELS
 from cli.recipes import make_recipe
 from cli.writing import Writing, writing_options
+from surgery.errors import RecipeError
 from surgery.recipe import merge_models
 
 
@@ -23,4 +24,6 @@ def command(
 
     For other weights: surgery merge linear.
     """
+    if len(models) == 1:
+        raise RecipeError("soup", f"has one model, {models[0]}", "name those to average with it")
     make_recipe(merge_models("linear", models, weight=1.0, out_dtype=dtype), writing)

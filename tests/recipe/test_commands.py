@@ -284,3 +284,10 @@ def test_a_misspelt_choice_of_tokenizer_is_no_models_name(capsys):
     words = ["merge", "linear", str(fixtures / "uni"), str(fixtures / "v2"), "--weight", "1"]
     assert main([*words, "--tokenizer", "unoin"]) == 2
     assert "did you mean union?" in capsys.readouterr().err
+
+
+def test_a_soup_of_one_model_is_refused(tmp_path, capsys):
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    assert main(["soup", str(fixtures / "uni"), "-o", str(tmp_path / "out")]) == 2
+    assert "soup: has one model" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
