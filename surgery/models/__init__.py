@@ -1,0 +1,1 @@
+"""Model classes that travel inside the checkpoints that need them."""
