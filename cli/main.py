@@ -35,6 +35,7 @@ COMMANDS = {
     "emr": ("emr", COMBINE, "Keep many models as one, with a mask of bits for each task."),
     "tall": ("tall", COMBINE, "Keep many models as one task vector, with a mask for each."),
     "run": ("run", COMBINE, "Carry out a recipe, ours or mergekit's, or a pipeline."),
+    "calibrate": ("calibrate", MEASURE, "Run a model over text, and keep what it shows for plans."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
     "demo": ("demo", MEASURE, "Take a complete tour on small trained models."),

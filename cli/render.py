@@ -152,25 +152,26 @@ def _plain_table(
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Report | None]:
-    """Draw a bar of bytes on stderr while a run works; nothing when nobody looks."""
+def progress(what: str, *, counted: bool = False) -> Iterator[Report | None]:
+    """Draw a bar on stderr while a run works, of bytes or `counted` things; none unwatched."""
     if not is_watched(stderr=True):
         yield None
         return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
+    amount = (MofNCompleteColumn(),) if counted else (DownloadColumn(), TransferSpeedColumn())
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *amount,
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err(), transient=True) as bar:
