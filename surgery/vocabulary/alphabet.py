@@ -81,3 +81,12 @@ def _text(token: str, alphabet: Alphabet, table: Mapping[int, int]) -> bytes:
             return bytes([int(token[3:5], 16)])
         return token.replace(SPACE, " ").encode()
     return token.encode()
+
+
+def spell(text: bytes, alphabet: Alphabet) -> str:
+    """Spell bytes of text as a vocabulary does; what is no UTF-8 has only letters for bytes."""
+    if alphabet == "bytes":
+        letters = {byte: chr(letter) for letter, byte in _letters().items()}
+        return "".join(map(letters.__getitem__, text))
+    plain = text.decode(errors="replace")
+    return plain.replace(" ", SPACE) if alphabet == "spaces" else plain
