@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+from merges.stages.blend import blended
 from merges.stages.weights import check_shares, shares
 from surgery.method import Param, PerModel, Tensor, merge
 
@@ -25,8 +26,4 @@ def linear(
 
     Source: "Model soups", arXiv 2203.05482, section 2.
     """
-    first, *others = shares(weight, normalize=normalize)
-    result = models[0] * first
-    for model, share in zip(models[1:], others, strict=True):
-        result = result + model * share
-    return result
+    return blended(models, shares(weight, normalize=normalize))

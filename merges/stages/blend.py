@@ -23,7 +23,12 @@ def blend(
 def plain_blend(vectors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Return the same sum by operators alone; a vector whose factor is zero has no say."""
     used = [(v, f) for v, f in zip(vectors, factors, strict=True) if f]
-    result = used[0][0] * used[0][1]
-    for vector, factor in used[1:]:
-        result = result + vector * factor
+    return blended([v for v, _ in used], [f for _, f in used])
+
+
+def blended(vectors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """Return the sum of the vectors, each times its factor, by operators alone."""
+    result = vectors[0] * factors[0]
+    for vector, factor in zip(vectors[1:], factors[1:], strict=True):
+        result += vector * factor
     return result
