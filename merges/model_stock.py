@@ -19,6 +19,7 @@ SINGULAR = 1e-6  # a smaller denominator gives no estimate
     source="https://arxiv.org/abs/2403.19522",
     least=2,
     rows=lambda values: values["filter_wise"],
+    plain=lambda values: not values["filter_wise"],
     tells=("t", "t_min", "t_max"),
 )
 def model_stock(
@@ -57,10 +58,19 @@ def model_stock(
     if not filter_wise:
         t = float(ratio((yield from gram(lambda x: x.deltas, count))))
         yield Tell(t=t)
-        return lambda x: blend(x.deltas, [t / count] * count, start=x.base)
+        return lambda x: _moved(x, t / count)
     rows = yield Each(lambda x: ratio(gram_along(_rows(x, width), 1)))
     yield _told(rows)
     return lambda x: _by_row(x, width, rows[x.part.index])
+
+
+def _moved(x: Slices, factor: float) -> Tensor:
+    result, *others = x.deltas
+    for delta in others:
+        result += delta
+    result *= factor
+    result += x.base
+    return result
 
 
 def _cosine(dots: "Array", average: str) -> "Array":

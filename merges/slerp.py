@@ -3,14 +3,15 @@
 import math
 from typing import Annotated
 
+from merges.stages.blend import blended
 from surgery.method import Param, Tensor, merge
-from surgery.passes import Passes, dot, total
+from surgery.passes import Passes, dots, total
 
 PARALLEL = 0.9995  # cosines beyond this interpolate linearly
 SMALLEST = 1e-8  # a shorter vector is left unscaled, as one of length 1
 
 
-@merge(source="https://dl.acm.org/doi/10.1145/325334.325242")
+@merge(source="https://dl.acm.org/doi/10.1145/325334.325242", plain=True)
 def slerp(
     base: Tensor,
     other: Tensor,
@@ -28,16 +29,10 @@ def slerp(
     Source: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
     """
     del base, other  # shapes only; every pass sees slices
-    aa, ab, bb = yield from total(
-        lambda x: (
-            dot(x.base, x.base),
-            dot(x.base, x.models[0]),
-            dot(x.models[0], x.models[0]),
-        )
-    )
+    aa, ab, bb = yield from total(lambda x: dots([x.base, x.models[0]]))
     cosine = ab / (_length(aa) * _length(bb))
     first, second = _factors(max(-1.0, min(1.0, cosine)), t)
-    return lambda x: x.base * first + x.models[0] * second
+    return lambda x: blended((x.base, x.models[0]), (first, second))
 
 
 def _length(square: float) -> float:

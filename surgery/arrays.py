@@ -34,13 +34,22 @@ class Reading:
     """Reads a step's inputs chunk by chunk, as one thread does.
 
     Attributes:
-        leaves: per input the checksums of what was read.
+        leaves: per input the checksums of what was read, where it is to be identified.
     """
 
-    def __init__(self, step: Step, grid: Grid, sources: Sources, scratch: Scratch) -> None:
+    def __init__(
+        self,
+        step: Step,
+        grid: Grid,
+        sources: Sources,
+        scratch: Scratch,
+        *,
+        identify: bool = True,
+    ) -> None:
         self.step, self.grid = step, grid
         self.sources, self.scratch = sources, scratch
-        self.leaves = {n: Leaves(checksums) for n in range(len(step.inputs))}
+        known = len(step.inputs) if identify else 0
+        self.leaves = {n: Leaves(checksums) for n in range(known)}
 
     def parts(self, start: int, count: int) -> "Iterator[tuple[Part, list[Floats]]]":
         """Yield every part of `count` elements from `start`, with the inputs' floats in it.
@@ -55,6 +64,17 @@ class Reading:
                 cut = [held[begin : begin + part.count] for held in whole]
                 yield part, [self._widen(slot, held) for slot, held in enumerate(cut)]
 
+    def sample(self) -> "Iterator[tuple[Part, list[Floats]]]":
+        """Yield one part made of blocks of the whole tensor."""
+        import numpy as np
+
+        blocks = self.grid.blocks()
+        found = []
+        for slot in range(len(self.step.inputs)):
+            held = np.concatenate([self._load(slot, at, size).copy() for at, size in blocks])
+            found.append(self._widen(slot, held))
+        yield Part(-1, 0, sum(size for _, size in blocks)), found
+
     def _load(self, slot: int, start: int, count: int) -> "NDArray[Any]":
         import numpy as np
 
@@ -62,7 +82,8 @@ class Reading:
         width = BITS[tensor.dtype] // 8
         view = self.scratch.take(slot, count * width)
         self.sources.read(tensor, start * width, view)
-        self.leaves[slot].feed(view)
+        if slot in self.leaves:
+            self.leaves[slot].feed(view)
         return np.frombuffer(view, STORED[tensor.dtype])
 
     def _widen(self, slot: int, held: "NDArray[Any]") -> "Floats":
@@ -78,7 +99,8 @@ class Reading:
         if not bits:
             buffer[...] = held
             return buffer  # type: ignore[no-any-return]
-        np.left_shift(held, 16, out=buffer, dtype=np.uint32)
+        buffer[...] = held
+        np.left_shift(buffer, np.uint32(16), out=buffer)  # faster than to cast and shift at once
         floats: Floats = buffer.view(np.float32)
         return floats.astype(np.float64) if double else floats
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import BITS, TensorInfo, View, read_rows, row_shape, rows_of
 from surgery.digest import Leaves, checksums
 from surgery.errors import ResultError
-from surgery.plan import Part, Pass, Step, TensorSpec
+from surgery.plan import Part, Step, TensorSpec
 from surgery.slices import Grid, Scratch, Sources
 
 if TYPE_CHECKING:
@@ -169,11 +169,6 @@ def write_parts(
             filled = 0
     if filled:
         yield start, filled
-
-
-def ask(request: Pass, parts: "Parts") -> list[Any]:
-    """Return what the function of a pass finds in each part."""
-    return [request.fn(part, *inputs) for part, inputs in parts]
 
 
 def compute_whole(

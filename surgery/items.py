@@ -133,13 +133,10 @@ def ask_item(
     step: Step, item: Item, scratch: Scratch, sources: Sources, request: Pass
 ) -> list[Any]:
     """Return what a pass finds in the item's parts."""
-    from surgery.compute import Reading, ask, use_one_thread
-
-    use_one_thread()
-    keep_freed_memory()
-    reading = Reading(step, grid(step), sources, scratch, identify=False)
+    reading = backend_of(step).Reading(step, grid(step), sources, scratch, identify=False)
     sampled = item.phase == "sample"
-    return ask(request, reading.sample() if sampled else reading.parts(item.start, item.count))
+    parts = reading.sample() if sampled else reading.parts(item.start, item.count)
+    return [request.fn(part, *inputs) for part, inputs in parts]
 
 
 def unwarned(step: Step) -> AbstractContextManager[Any]:

@@ -184,7 +184,7 @@ class Method:
         fn: the function; a generator function for `passes`.
         kind: how the engine may call it: on slices of any size, in passes, on whole tensors.
         rows: slices are whole rows, always or by the values.
-        plain: uses operators only and one reading, so that numpy arrays do as well as tensors;
+        plain: uses operators and `dots` only, so that numpy arrays do as well as tensors;
             always, or by the values.
         base: whether it takes a base: "required", "optional" or "none".
         least, most: how many models it takes beside the base; None for any number.
@@ -273,10 +273,10 @@ def merge(
 ) -> Callable[[Callable[..., Any]], Method]:
     """Declare a merge method; see the module's docstring and `Method` for what is read off.
 
-    A function sees whole tensors, unless `elementwise` says that slices do as well; one that
-    is `plain` besides may be given numpy arrays, which spares a run the loading of torch. A
-    generator function is given meta tensors, yields passes over slices (see `surgery.passes`)
-    and returns the function of the last one. With `holds`, a function is given tensors that are
+    A function sees whole tensors, unless `elementwise` says that slices do as well. A generator
+    function is given meta tensors, yields passes over slices (see `surgery.passes`) and returns
+    the function of the last one. Where either is `plain` besides, its slices may be numpy arrays,
+    which spares a run the loading of torch. With `holds`, a function is given tensors that are
     read when they are indexed (see `surgery.stored`), and yields the result's pieces in order.
     """
 

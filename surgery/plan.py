@@ -91,7 +91,8 @@ class Step:
 
     Attributes:
         rows: parts are whole rows, all axes behind the first as one; 1-D tensors are one row.
-        plain: `fn` uses operators only, so that it may be given numpy arrays and torch stays out.
+        plain: `fn`, or what its passes call, uses operators only, so that it may be given numpy
+            arrays and torch stays out.
         scratch: bytes `fn` needs beyond its inputs and outputs, for steps that are not sliced.
         streamed: `fn` is given `surgery.stored.Stored` tensors, reads what it indexes, and
             returns an iterator of its outputs' pieces in order, and may give `Tell` among them;

@@ -1,7 +1,7 @@
 """Geometry on spheres from dot products alone: no vector is ever normalised.
 
 Means, tangents and great circles of a few vectors lie in their span, so that coefficients and
-the vectors' Gram matrix say everything. Products are float64.
+the vectors' Gram matrix say everything. The matrix is float64.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.method import Tensor
-from surgery.passes import Each, Slices
+from surgery.passes import Each, Slices, dots
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,15 +30,8 @@ def gram(told: Callable[[Slices], Sequence[Tensor]], count: int) -> Generator[Ea
     """Ask for the dot products of `count` flat vectors: `yield from gram`; [count, count]."""
     import numpy as np
 
-    parts: list[Sequence[float]] = yield Each(lambda x: _products(told(x)))
+    parts: list[Sequence[float]] = yield Each(lambda x: dots(told(x)))
     return _square(np.array([math.fsum(column) for column in zip(*parts, strict=True)]), count)
-
-
-def _products(flat: Sequence[Tensor]) -> list[float]:
-    import torch
-
-    wide = [vector.reshape(-1).double() for vector in flat]
-    return [float(torch.dot(wide[i], wide[j])) for i, j in _pairs(len(wide))]
 
 
 def gram_along(matrices: Sequence[Tensor], axis: int) -> "Array":

@@ -229,6 +229,49 @@ def test_an_average_of_many_models_takes_no_more_memory_than_one_of_few(tmp_path
     assert peaks[1] < peaks[0] + (24 << 10)
 
 
+WITHOUT_TORCH = """
+import pathlib, sys
+from surgery.checkpoint import open_checkpoint
+from surgery.method import Place, find_method
+from surgery.passes import merge_step
+from surgery.plan import Plan, TensorSpec
+from surgery.apply import resolve
+from surgery.run import run
+file, out, method, count = *sys.argv[1:3], find_method(sys.argv[3]), int(sys.argv[4])
+base, *models = sources = [open_checkpoint(file) for _ in range(count + 1)]
+tensor = base.tensors["b"]
+step = merge_step(method, name="b", spec=TensorSpec("BF16", tensor.shape), base=tensor,
+    models=[m.tensors["b"] for m in models], place=Place(name="b"),
+    values=resolve(method, {"t": 0.3} if count == 1 else {}, count))
+plan = Plan(operation="merge", parameters={}, sources=tuple(sources), steps=(step,),
+    order=("b",), config=None, dropped=dict.fromkeys("acd", "not wanted"))
+run(plan, out)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(("method", "models"), [("slerp", 1), ("model_stock", 2)])
+def test_passes_of_operators_and_dot_products_leave_torch_out(tmp_path, source, method, models):
+    words = [str(source.files[0]), str(tmp_path / "out.safetensors"), method, str(models)]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], timeout=120, check=True)
+
+
+def test_a_sample_has_the_same_elements_for_arrays_as_for_tensors(tmp_path, source):
+    seen = {}
+
+    def step(plain):
+        def passes():
+            (seen[plain],) = yield Pass(fn=lambda part, x: x.tolist(), sample=True)
+            return lambda part, x: x * 1.0
+
+        return one_step(source, passes, passes=True, plain=plain)
+
+    for plain in (True, False):
+        run(step(plain), tmp_path / f"{plain}.safetensors")
+    assert len(seen[True]) == slices.SAMPLE * slices.BLOCK
+    assert seen[True] == seen[False]
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_inputs_of_two_widths_come_as_floats_of_one(tmp_path, source, plain):
     held = {name: torch.randn(shape).double() for name, shape in SHAPES.items()}

@@ -6,6 +6,7 @@ import torch
 from surgery.apply import apply
 from surgery.errors import RecipeError
 from surgery.method import find_method
+from surgery.passes import dots
 
 NUSLERP, MULTISLERP, KARCHER = (find_method(n) for n in ("nuslerp", "multislerp", "karcher"))
 
@@ -96,3 +97,16 @@ def test_karcher_of_many_models_that_hardly_differ_is_their_average():
     base, *noise = some(6)
     models = [base + 1e-4 * n for n in noise]
     assert torch.allclose(apply(KARCHER, models), sum(models) / 5, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 10_001])
+def test_dot_products_are_near_their_float64_at_any_scale(scale, size):
+    vectors = [(v * scale).float() for v in some(3, (size,))]
+    wide = [v.double() for v in vectors]
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    expected = torch.tensor([float(wide[i] @ wide[j]) for i, j in pairs], dtype=torch.float64)
+    lengths = torch.stack([wide[i].norm() * wide[j].norm() for i, j in pairs])
+    found = torch.tensor(dots(vectors), dtype=torch.float64)
+    assert float(((found - expected).abs() / lengths).max()) < 1e-6
+    assert dots([v.numpy() for v in vectors]) == dots(vectors)
