@@ -5,9 +5,9 @@ from importlib.resources import files
 from typing import Any
 
 MODELLING_FILE = "modeling_recursive.py"
-GUARD = "return_dict"
+GUARD = "id2label"
 _MOVED = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", GUARD)
-_REMEDY = "a recursive model: load it with AutoModelForCausalLM and trust_remote_code=True"
+_REMEDY = {"a recursive model: load it with AutoModelForCausalLM and trust_remote_code=True": ""}
 
 
 def recursive_config(
@@ -20,9 +20,9 @@ def recursive_config(
     """The config.json of a tied checkpoint.
 
     Every stock class of transformers refuses it. The section `text_config` has no `model_type`
-    that one of them could recognise, and the guard, a field of every configuration which must be
-    true or false, is a sentence on both levels, because classes such as Gemma 3's read the
-    section without being asked.
+    that one of them could recognise, and the guard, a field whose keys every configuration reads
+    as integers, holds a sentence, on both levels because some classes read a section of this name
+    unasked.
 
     Args:
         stock: the flat config of the unrolled model, one entry a depth in its per-layer lists.
