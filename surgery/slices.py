@@ -116,7 +116,7 @@ def part_size(row: int, most: int = PART) -> int:
 
 def cut(number: int, step: Step) -> list[Item]:
     """Return the items that a step starts with."""
-    if not step.inputs:
+    if not step.inputs and step.fn is None:
         return [Item(number, "zeros", weight=step.bytes_out)]
     if step.is_copy:
         total = step.outputs[0][1].nbytes
