@@ -119,7 +119,8 @@ def dots(slices: Sequence["Tensor"]) -> list[float]:
     import numpy as np
 
     flat = [_array(held).reshape(-1) for held in slices]
-    squares = [_dot(held, held) for held in flat]
+    with np.errstate(over="ignore"):
+        squares = [_dot(held, held) for held in flat]
     if not all(SMALLEST < square < LARGEST for square in squares):
         flat = [held.astype(np.float64, copy=False) for held in flat]
         squares = [_dot(held, held) for held in flat]
