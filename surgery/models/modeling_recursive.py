@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -38,7 +38,7 @@ OWN = ("base_model_type", "layer_map", "per_depth", "lora_ranks", "num_loops")
 TOP = (*OWN, "model_type", "architectures", "auto_map", "dtype", "tie_word_embeddings")
 
 
-class RecursiveConfig(PreTrainedConfig):
+class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     """The stock configuration of the unrolled model, and which depth runs which block.
 
     In memory its fields are the stock class's and those below; on disk the stock ones are the
@@ -54,51 +54,50 @@ class RecursiveConfig(PreTrainedConfig):
 
     model_type = "recursive"
 
-    base_model_type: str | None = None
-    layer_map: list[int] | None = None
-    per_depth: list[str] | None = None
-    lora_ranks: dict[str, list[int]] | None = None
+    base_model_type: str = ""
+    layer_map: list[int] = field(default_factory=list)
+    per_depth: list[str] = field(default_factory=list)
+    lora_ranks: dict[str, list[int]] = field(default_factory=dict)
     num_loops: int | None = None
 
-    def __new__(cls, *_: Any, base_model_type: str | None = None, **__: Any) -> Any:
+    def __new__(cls, *_: object, base_model_type: str = "", **__: object) -> "RecursiveConfig":
         """Take the subclass that also is the stock configuration."""
-        generic = cls is RecursiveConfig and base_model_type is not None
+        generic = cls is RecursiveConfig and base_model_type
         return object.__new__(_config_class(base_model_type) if generic else cls)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> "RecursiveConfig":
         """The configuration that a config.json, or a flat dictionary of the fields, tells."""
         text = {k: v for k, v in config_dict.get("text_config", {}).items() if k != GUARD}
         dropped = ("text_config", "model_type", GUARD)
         told = {k: v for k, v in config_dict.items() if k not in dropped}
         if "base_model_type" not in told:
             raise ValueError("config.json: base_model_type is missing: name the architecture")
-        return super().from_dict({**text, **told}, **kwargs)
+        return cast("RecursiveConfig", super().from_dict({**text, **told}, **kwargs))
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json holds."""
-        flat = super().to_diff_dict()
+        flat: dict[str, Any] = super().to_diff_dict()
         top = {key: flat.pop(key) for key in TOP if key in flat}
         flat.pop(GUARD, None)
         version = flat.pop("transformers_version", None)
         top |= {GUARD: REMEDY, "text_config": {**flat, GUARD: REMEDY}}
         return top | ({} if version is None else {"transformers_version": version})
 
-    def to_json_string(self, use_diff: bool = True) -> str:  # noqa: ARG002, FBT001, FBT002
+    def to_json_string(self, use_diff: bool = True) -> str:  # noqa: ARG002
         """The text of config.json; the form without differences would lose the guard."""
-        return super().to_json_string(use_diff=True)
+        return str(super().to_json_string(use_diff=True))
 
     def validate_recursion(self) -> None:
         """Refuse a map that does not fit the layers."""
-        depths, layer_map = getattr(self, "num_hidden_layers", 0), self.layer_map
-        if layer_map is None or len(layer_map) != depths:
-            told = 0 if layer_map is None else len(layer_map)
+        depths, blocks = getattr(self, "num_hidden_layers", 0), set(self.layer_map)
+        if not self.layer_map or len(self.layer_map) != depths:
             raise ValueError(
-                f"layer_map: {told} entries for {depths} layers: give one block for every layer"
+                f"layer_map: {len(self.layer_map)} entries for {depths} layers: one for each"
             )
-        if sorted(set(layer_map)) != list(range(len(set(layer_map)))):
-            raise ValueError(f"layer_map: {layer_map} skips a block: number them 0, 1, 2, ...")
-        for name, ranks in (self.lora_ranks or {}).items():
+        if blocks != set(range(len(blocks))):
+            raise ValueError(f"layer_map: {self.layer_map} skips a block: number them 0, 1, 2, ...")
+        for name, ranks in self.lora_ranks.items():
             if len(ranks) != depths or min(ranks) < 0:
                 raise ValueError(f"lora_ranks.{name}: {ranks} is not one rank for every layer")
         if self.num_loops is not None and not 1 <= self.num_loops <= self.loops:
@@ -107,7 +106,7 @@ class RecursiveConfig(PreTrainedConfig):
     @property
     def loops(self) -> int:
         """How often the block that is used most runs."""
-        return max(Counter(self.layer_map or [0]).values())
+        return max(Counter(self.layer_map).values(), default=1)
 
 
 @lru_cache
@@ -116,10 +115,11 @@ def _config_class(base_model_type: str) -> type[RecursiveConfig]:
     if base_model_type not in CONFIG_MAPPING:
         raise ValueError(f"base_model_type: {base_model_type} is no architecture of transformers")
     stock = CONFIG_MAPPING[base_model_type]
-    return strict(_named("RecursiveConfig", base_model_type, (RecursiveConfig, stock)))
+    made = strict(_named("RecursiveConfig", base_model_type, (RecursiveConfig, stock)))
+    return cast("type[RecursiveConfig]", made)
 
 
-def _named(name: str, kind: str, bases: tuple[type, ...], **members: Any) -> Any:
+def _named(name: str, kind: str, bases: tuple[type, ...], **members: object) -> type:
     """A class that saves under `name`; the second name is for pickle, which imports by it."""
     qualified = f"{name}_{kind}"
     made = type(name, bases, {"__module__": __name__, "__qualname__": qualified, **members})
@@ -134,14 +134,15 @@ class LoraLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=False)
         self.weight, self.bias = linear.weight, linear.bias
-        like = {"bias": False, "device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.lora_A = nn.Linear(linear.in_features, rank, **like)
-        self.lora_B = nn.Linear(rank, linear.out_features, **like)
+        device, dtype = linear.weight.device, linear.weight.dtype
+        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=dtype)
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes: [..., in] to [..., out]."""
-        return super().forward(input) + self.lora_B(self.lora_A(input))
+        low_rank: Tensor = self.lora_B(self.lora_A(input))
+        return super().forward(input) + low_rank
 
 
 @dataclass
@@ -160,42 +161,48 @@ class _Depth:
     loop: int | None
     ends_loop: bool
 
-    def __call__(self, hidden: Tensor, *args: Any, recursion: _Run | None = None, **kwargs: Any):  # noqa: ANN204
-        # Not in `forward`: activation checkpointing runs that twice, in 5.17 with its hooks.
+    def __call__(
+        self, hidden: Tensor, *args: object, recursion: _Run | None = None, **kwargs: object
+    ) -> Tensor:
+        # Not in `forward`: activation checkpointing runs that twice.
+        stock = super().__call__  # type: ignore[misc]
         if recursion is None:
-            return super().__call__(hidden, *args, **kwargs)  # type: ignore[misc]
+            return cast("Tensor", stock(hidden, *args, **kwargs))
         recursion.seen += 1
         if self.loop is None or self.loop < recursion.num_loops:
-            hidden = super().__call__(hidden, *args, **kwargs)  # type: ignore[misc]
+            hidden = stock(hidden, *args, **kwargs)
             if recursion.keep and self.ends_loop:
                 recursion.states.append(hidden)
         return hidden
 
 
 @lru_cache
-def _depth_class(stock: type[nn.Module]) -> type[nn.Module]:
+def _depth_class(stock: type) -> type:
     # The stock name: placing a model over devices finds its layers by it.
     return type(stock.__name__, (_Depth, stock), {"__module__": __name__})
 
 
 @dataclass
-class RecursiveOutput(CausalLMOutputWithPast):
+class RecursiveOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """Stock outputs, and the hidden state after each loop, [batch, tokens, hidden]."""
 
     loop_states: tuple[Tensor, ...] | None = None
 
 
-class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
+class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model whose depths share the parameters of their blocks."""
 
     config_class = RecursiveConfig
 
-    def __new__(cls, config: RecursiveConfig | None = None, *_: Any, **__: Any) -> Any:
+    def __new__(
+        cls, config: RecursiveConfig | None = None, *_: object, **__: object
+    ) -> "RecursiveForCausalLM":
         """Take the subclass that also is the stock model of the configuration."""
-        generic = cls is RecursiveForCausalLM and config is not None
-        return object.__new__(_model_class(config.base_model_type) if generic else cls)
+        if cls is RecursiveForCausalLM and config is not None:
+            return object.__new__(_model_class(config.base_model_type))
+        return object.__new__(cls)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
         """Write the tied form, each shared parameter once, with this file beside it."""
         _convert_as(self.config.base_model_type)
         super().save_pretrained(*args, **kwargs)
@@ -211,20 +218,24 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         config.validate_recursion()
         _check_names(config, layers[0])
         for depth, layer in enumerate(layers):
-            _relax(layer, {name: ranks[depth] for name, ranks in (config.lora_ranks or {}).items()})
+            _relax(layer, {name: ranks[depth] for name, ranks in config.lora_ranks.items()})
         _place(config.layer_map, layers)
         prefix = f"{self.base_model_prefix}.layers."
-        ties = dict(_share(config.layer_map, set(config.per_depth or ()), layers))
+        ties = dict(_share(config.layer_map, set(config.per_depth), layers))
         self._layer_ties = {prefix + target: prefix + source for target, source in ties.items()}
         # Saving reads the attribute, tying the method below.
-        self._tied_weights_keys = {**(type(self)._tied_weights_keys or {}), **self._layer_ties}
+        self._tied_weights_keys = {**self._head_ties(), **self._layer_ties}
 
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:  # noqa: FBT001, FBT002
+    def _head_ties(self) -> dict[str, str]:
+        tied = getattr(type(self), "_tied_weights_keys", None)
+        return dict(tied or {}) if self.config.tie_word_embeddings else {}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Layer ties hold whether or not the head is tied to the embedding."""
         if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        head = type(self)._tied_weights_keys or {}
-        return {**(head if self.config.tie_word_embeddings else {}), **self._layer_ties}
+            found = super().get_expanded_tied_weights_keys(all_submodels=True)
+            return cast("dict[str, str]", found)
+        return {**self._head_ties(), **self._layer_ties}
 
     def initialize_weights(self) -> None:
         """Stock numbers for what no checkpoint filled, but no low-rank term: B = 0."""
@@ -237,20 +248,20 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
         for factor in fresh:
             factor.weight.data.zero_()
 
-    def forward(
+    def forward(  # noqa: PLR0917
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: object = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_loops: int | None = None,
         output_loop_states: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """The stock forward pass, through the first loops only where `num_loops` asks for it.
 
         Args:
@@ -263,9 +274,9 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: this model has no such loops, or the cache was filled with other ones.
         """
         wanted = num_loops if num_loops is not None else self.config.num_loops
-        run = None
-        if wanted is not None or output_loop_states:
-            run = _run(self.config, wanted, output_loop_states)
+        asked = wanted is not None or output_loop_states
+        run = _run(self.config, wanted, keep=output_loop_states)
+        if asked:
             kwargs["recursion"] = run
         _check_cache(past_key_values, _depths(self.config, wanted)[-1])
         as_tuple = kwargs.pop("return_dict", None) is False
@@ -281,7 +292,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        if run is not None and run.seen != len(self.config.layer_map):
+        if asked and run.seen != len(self.config.layer_map):
             raise ValueError(f"num_loops: {self.config.base_model_type} cannot run single loops")
         if output_loop_states:
             output = RecursiveOutput(**output, loop_states=tuple(run.states))
@@ -289,16 +300,15 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 @lru_cache
-def _model_class(base_model_type: str | None) -> type[RecursiveForCausalLM]:
+def _model_class(base_model_type: str) -> type[RecursiveForCausalLM]:
     """The model that is recursive and of the stock architecture."""
-    if base_model_type is None:
-        raise ValueError("base_model_type: a recursive configuration names its architecture")
     config_class = _config_class(base_model_type)
     stock = AutoModelForCausalLM._model_mapping.get(CONFIG_MAPPING[base_model_type], None)
-    if not isinstance(stock, type):
+    if stock is None:
         raise ValueError(f"base_model_type: {base_model_type} has no causal language model")
     bases = (RecursiveForCausalLM, stock)
-    return _named("RecursiveForCausalLM", base_model_type, bases, config_class=config_class)
+    made = _named("RecursiveForCausalLM", base_model_type, bases, config_class=config_class)
+    return cast("type[RecursiveForCausalLM]", made)
 
 
 def _convert_as(base_model_type: str) -> None:
@@ -307,27 +317,28 @@ def _convert_as(base_model_type: str) -> None:
     register_checkpoint_conversion_mapping(RecursiveConfig.model_type, table, overwrite=True)
 
 
-def _layers(model: Any) -> nn.ModuleList:
+def _layers(model: RecursiveForCausalLM) -> nn.ModuleList:
     layers = getattr(getattr(model, model.base_model_prefix), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"base_model_type: {model.config.base_model_type} has no list of layers")
-    return layers
+    if layers is None or len(layers) != len(model.config.layer_map):
+        raise ValueError(f"base_model_type: {model.config.base_model_type} has no plain layers")
+    return cast("nn.ModuleList", layers)
 
 
 def _check_names(config: RecursiveConfig, layer: nn.Module) -> None:
     held, modules = dict(layer.named_parameters()), dict(layer.named_modules())
-    for name in config.per_depth or ():
+    for name in config.per_depth:
         if name not in held:
             raise ValueError(f"per_depth: {name} is no parameter of a layer")
-    for name in config.lora_ranks or {}:
-        if not isinstance(modules.get(name), nn.Linear):
+    for name in config.lora_ranks:
+        if type(modules.get(name)) is not nn.Linear:
             raise ValueError(f"lora_ranks: {name} is no linear of a layer")
 
 
 def _relax(layer: nn.Module, ranks: dict[str, int]) -> None:
     for name, rank in ranks.items():
         if rank:
-            layer.set_submodule(name, LoraLinear(layer.get_submodule(name), rank))
+            linear = cast("nn.Linear", layer.get_submodule(name))
+            layer.set_submodule(name, LoraLinear(linear, rank))
 
 
 def _share(
@@ -351,9 +362,11 @@ def _place(layer_map: Sequence[int], layers: nn.ModuleList) -> None:
     """Tell every layer which loop it belongs to and whether it is the last of it."""
     loops = _loops(layer_map)
     for depth, layer in enumerate(layers):
-        layer.__class__ = _depth_class(type(layer))
-        layer.loop = loops[depth]
-        layer.ends_loop = layer.loop is not None and layer.loop not in loops[depth + 1 :]
+        stock: type = type(layer)
+        layer.__class__ = _depth_class(stock)
+        place = cast("_Depth", layer)
+        place.loop = loops[depth]
+        place.ends_loop = place.loop is not None and place.loop not in loops[depth + 1 :]
 
 
 def _loops(layer_map: Sequence[int]) -> list[int | None]:
@@ -372,7 +385,7 @@ def _depths(config: RecursiveConfig, num_loops: int | None) -> list[int]:
     return [d for d, loop in enumerate(_loops(config.layer_map)) if loop is None or loop < most]
 
 
-def _run(config: RecursiveConfig, num_loops: int | None, keep: bool) -> _Run:  # noqa: FBT001
+def _run(config: RecursiveConfig, num_loops: int | None, *, keep: bool) -> _Run:
     most = config.loops if num_loops is None else num_loops
     if isinstance(most, bool) or not 1 <= most <= config.loops:
         raise ValueError(f"num_loops: {most} is outside 1..{config.loops}")
@@ -387,7 +400,7 @@ def _run(config: RecursiveConfig, num_loops: int | None, keep: bool) -> _Run:  #
     return _Run(num_loops=most, keep=keep)
 
 
-def _check_cache(cache: Any, last: int) -> None:
+def _check_cache(cache: object, last: int) -> None:
     if isinstance(cache, DynamicCache) and cache.get_seq_length(0) != cache.get_seq_length(last):
         raise ValueError("num_loops: the cache was filled with fewer loops: start a new one")
 
