@@ -26,6 +26,7 @@ COMMANDS = {
     "stack": ("stack", SHAPE, "Repeat layers: G_stack, depth up-scaling, any layer map."),
     "expand": ("expand", SHAPE, "Insert identity blocks that change nothing until trained."),
     "prune": ("prune", SHAPE, "Drop layers."),
+    "recurse": ("recurse", SHAPE, "Tie layers into a loop, with low-rank factors for each depth."),
     "align": ("align", SHAPE, "Move a model's units to where a like model has its own."),
     "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
     "merge": ("merge", COMBINE, "Merge models by any of the methods."),
