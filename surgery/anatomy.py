@@ -14,6 +14,7 @@ OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECA
 EMBEDDING = re.compile(r"(^|[._])(wte|embed|emb|embeddings?|embed_tokens|embed_in)([._]|$)|embed")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder|decoder)\.weight$")
 HEADED = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
+RECURSIVE = "recursive"  # model_type of layers that are run through several times, stored once
 NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 
 # The order in which parts are listed.
@@ -113,6 +114,8 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     text = dig(config, section)
     key, told = _layer_count(checkpoint, config, text)
     stacks = find_stacks(checkpoint.tensors)
+    if config.get("model_type") == RECURSIVE:
+        stacks = tuple(_run_through(stack, told or 0) for stack in stacks)
     stack = _choose_stack(checkpoint, stacks, told, key, predictors(text))
     _check_gaps(checkpoint, stack)
     embedding, head = _ends(checkpoint, stack, text)
@@ -162,6 +165,14 @@ def find_stacks(names: Iterable[str]) -> tuple[Stack, ...]:
     )
 
 
+def _run_through(stack: Stack, depths: int) -> Stack:
+    """Add the depths of a recursive model that share all they have with an earlier one."""
+    most = max(depths, *(n + 1 for n in stack.layers))
+    if most > depths:  # for whoever looks for gaps
+        return stack
+    return Stack(stack.prefix, {n: stack.layers.get(n, ()) for n in range(depths)})
+
+
 def _section(config: Mapping[str, Any]) -> tuple[str, ...]:
     for key in TEXT_SECTIONS:
         if isinstance(config.get(key), dict):
@@ -188,7 +199,9 @@ def _layer_count(
         fact = f"does not say how many layers there are ({', '.join(LAYER_KEYS)})"
         raise CheckpointError(place, fact, "name the .safetensors file itself for a bare result")
     told = text[key]
-    if type(told) is not int or not 0 < told <= len(checkpoint.tensors):
+    layer_map = config.get("layer_map") if config.get("model_type") == RECURSIVE else None
+    most = max(len(checkpoint.tensors), len(layer_map) if isinstance(layer_map, list) else 0)
+    if type(told) is not int or not 0 < told <= most:
         fact = f"has {key} = {repr(told)[:40]}, but there are {len(checkpoint.tensors)} tensors"
         raise CheckpointError(place, fact, "restore the config of this checkpoint")
     return key, told

@@ -33,7 +33,6 @@ VARIANTS = {
     "kasa_config": "is a KaSA adapter, which changes the base's own weights",
     "monteclora_config": "is a Monte Carlo LoRA",
     "use_qalora": "is a QALoRA adapter, which pools its inputs",
-    "layer_replication": "replicates layers of its base",
     "megatron_config": "is made for Megatron's own layers",
 }
 # Ways to start that take a part of the base away, which only the training run knows exactly.
@@ -99,10 +98,16 @@ class Adapter:
         return self.ref.partition("@")[0].split("/")[-1] if self.revision else self.root.name
 
 
-def open_adapter(ref: str | Path, *, allow_download: bool = False) -> Adapter:
+def open_adapter(
+    ref: str | Path, *, allow_download: bool = False, replicating: bool = False
+) -> Adapter:
     """Open a directory or hub ref with adapter_config.json and adapter_model.safetensors.
 
     Headers and config are validated; no tensor data is read.
+
+    Args:
+        allow_download: fetch a hub ref that the local cache does not hold.
+        replicating: take one that repeats its base's layers, to be looked at, not added.
 
     Raises:
         CheckpointError: it is no LoRA adapter, or of a kind that cannot be added to weights.
@@ -114,6 +119,9 @@ def open_adapter(ref: str | Path, *, allow_download: bool = False) -> Adapter:
         raise CheckpointError(root, fact, "name the adapter's directory")
     config = read_json_object(contained(root, CONFIG))
     _check_kind(root / CONFIG, config)
+    if config.get("layer_replication") and not replicating:
+        fact = "replicates layers of its base (layer_replication)"
+        raise CheckpointError(root / CONFIG, fact, "merge it by peft, where peft can")
     weights = single_file(_weights(root))
     file = weights.files[0]
     parts = _parts(file, weights.tensors)
