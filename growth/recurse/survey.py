@@ -6,13 +6,12 @@ from typing import Any
 
 from growth.depth import SCALABLE
 from growth.recurse.loops import Init, Loops, Scheme, lay_loops
-from surgery.anatomy import HEADED, Anatomy, anatomy
+from surgery.anatomy import HEADED, RECURSIVE, Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
 from surgery.layers.kinds import check_kinds
 from surgery.lora.modules import MATRIX, NOT_LINEAR
 
-RECURSIVE = "recursive"  # the model_type
 PREFIX = "model.layers"  # of the decoders that the model class builds
 WEIGHT = ".weight"
 

@@ -7,8 +7,8 @@ from typing import Any
 from growth.recurse.block import bands, merged
 from growth.recurse.config import GUARD, MODELLING_FILE
 from growth.recurse.formats import ARCHITECTURES, PARTS, Part
-from growth.recurse.survey import PREFIX, RECURSIVE, WEIGHT
-from surgery.anatomy import split_layer
+from growth.recurse.survey import PREFIX, WEIGHT
+from surgery.anatomy import RECURSIVE, split_layer
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import CheckpointError, PlanError, RecipeError
 from surgery.lora.written import key, make_config
