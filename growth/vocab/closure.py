@@ -1,6 +1,7 @@
 """Which tokens a tokenizer needs so that it cuts a text as before: pieces, bytes, base letters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from surgery.errors import PlanError
@@ -100,7 +101,7 @@ def _join(parts: list[str], ranks: Mapping[tuple[str, str], int], prefix: str) -
     seen = list(parts)
     none = len(ranks)
     while len(parts) > 1:
-        found = [ranks.get(both, none) for both in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(both, none) for both in pairwise(parts)]
         best = min(found)
         if best == none:
             break

@@ -56,7 +56,9 @@ def extend(
     flags = {**dict.fromkeys(FLAGS, False), "normalized": not special, "special": special}
     union = unite(vocabulary, [], dict.fromkeys(tokens, flags))
     size = max(vocabulary.rows, max(union.ids.values()) + 1)
-    new = _rows(vocabulary, [union.ids[token] for token in tokens], tokens, size, init, seed)
+    new = _rows(
+        vocabulary, [union.ids[token] for token in tokens], tokens, size=size, init=init, seed=seed
+    )
     return vocabulary_plan(
         base,
         new,
@@ -106,6 +108,7 @@ def _rows(
     vocabulary: Vocabulary,
     ids: Sequence[int],
     tokens: Iterable[str],
+    *,
     size: int,
     init: How,
     seed: int,

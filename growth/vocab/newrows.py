@@ -102,7 +102,9 @@ def _rows(tensor: TensorInfo, rows: NewRows, label: str) -> MakeRows:
             return gather(read, tensor, wanted)
 
         shape = (count, *tensor.shape[1:])
-        return _assemble(rows, start, shape, fetch, lambda: moments.of(read), label)
+        return _assemble(
+            rows, start, shape, fetch=fetch, moments=lambda: moments.of(read), label=label
+        )
 
     return make
 
@@ -118,7 +120,9 @@ def _columns(tensor: TensorInfo, rows: NewRows, label: str) -> MakeRows:
             return line[torch.from_numpy(wanted)]
 
         moments = known.mean(), known.std(correction=0)
-        return _assemble(rows, 0, (len(rows.copy),), fetch, lambda: moments, label)[None]
+        return _assemble(
+            rows, 0, (len(rows.copy),), fetch=fetch, moments=lambda: moments, label=label
+        )[None]
 
     return make
 
@@ -127,6 +131,7 @@ def _assemble(
     rows: NewRows,
     start: int,
     shape: tuple[int, ...],
+    *,
     fetch: "Fetch",
     moments: "Callable[[], tuple[torch.Tensor, torch.Tensor]]",
     label: str,

@@ -114,5 +114,3 @@ def refuse_bare(base: Checkpoint, what: str) -> None:
 def without(files: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
     """Return the files that are not called so."""
     return tuple(path for path in files if path.name not in names)
-
-

@@ -56,7 +56,7 @@ def trim(base: Checkpoint, *, ids: str, facts: Mapping[str, Any] | None = None) 
     if len(numbers) == vocabulary.rows:
         raise RecipeError("vocab trim", "every token is needed, so nothing would go")
     new = {old[number]: place for place, number in enumerate(numbers)}
-    return _plan(base, vocabulary, np.array(numbers, np.int64), new, ids, facts or {})
+    return _plan(base, vocabulary, np.array(numbers, np.int64), new, ids=ids, facts=facts or {})
 
 
 def trimmable(base: Checkpoint) -> Vocabulary:
@@ -81,6 +81,7 @@ def _plan(
     vocabulary: Vocabulary,
     numbers: Any,  # noqa: ANN401 - an array
     new: Mapping[str, int],
+    *,
     ids: str,
     facts: Mapping[str, Any],
 ) -> Plan:

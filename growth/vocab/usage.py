@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,7 @@ def _checked(
             if exact and [place[number] for number in before.ids] != after.ids:
                 fact = "would cut the texts in another way with the tokens that are left"
                 raise PlanError(vocabulary.ref, fact, "name the tokens to keep: --keep FILE")
-    plan.facts["text_tokens"] = total  # type: ignore[index] - our own dict
-    return plan
+    return replace(plan, facts={**plan.facts, "text_tokens": total})
 
 
 def _batches(texts: Sequence[Path]) -> Iterator[list[str]]:
