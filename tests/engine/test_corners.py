@@ -18,6 +18,7 @@ import tiny
 
 import surgery.publish
 from growth.stack import stack
+from surgery import slices
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import CheckpointError, PlanError, StepError
 from surgery.plan import Plan, Step, TensorSpec, check_plan
@@ -58,6 +59,29 @@ def test_a_system_without_advice_still_reads(
     monkeypatch.setattr(os, "posix_fadvise", no_such_call)
     run(tiny.stacked(base), tmp_path / "out")
     assert tiny.tree(tmp_path / "out") == reference
+
+
+@pytest.mark.parametrize("fault", [None, errno.EAGAIN, errno.EOPNOTSUPP])
+def test_only_what_may_not_be_in_memory_is_asked_for_ahead(
+    base: Path, monkeypatch: pytest.MonkeyPatch, fault: int | None
+) -> None:
+    real, asked = os.preadv, []
+
+    def preadv(fd, buffers, offset, flags=0):
+        return refuses(fault)() if flags and fault else real(fd, buffers, offset)
+
+    source = open_checkpoint(base)
+    tensor = next(iter(source.tensors.values()))
+    tensor.file.read_bytes()
+    monkeypatch.setattr(slices, "FEW", 1)
+    with Sources([source]) as sources:
+        monkeypatch.setattr(os, "preadv", preadv)
+        monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, count, advice: asked.append(count))
+        for _ in range(2):
+            sources.prefetch(tensor, 0, tensor.nbytes)
+            sources.read(tensor, 0, memoryview(bytearray(tensor.nbytes)))
+    from_memory = fault is None and slices.NOWAIT
+    assert asked == [tensor.nbytes] * (1 if from_memory else 2)
 
 
 @pytest.mark.parametrize("call", ["open", "pwrite"])
