@@ -1,26 +1,119 @@
-"""`surgery prune`: drop layers."""
+"""`surgery prune`: drop layers, by number or by what they do."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from cli.writing import BASE, Writing, make, writing_options
-from growth.prune import prune
+from cli import render
+from cli.measured import Measuring, measure, measuring_options
+from cli.writing import BASE, Writing, default_output, make, write_plan, writing_options
+from growth.prune import choose_layers, prune
+from surgery.anatomy import anatomy
+from surgery.checkpoint import Checkpoint
+from surgery.errors import RecipeError
+
+Method = Literal["block-influence", "angular", "similarity", "tail", "laco"]
 
 
 @writing_options
+@measuring_options
 def command(
     base: BASE,
     *,
     layers: Annotated[
-        str, typer.Option(metavar="RANGES", help='The layers to drop, such as "21-28".')
+        str,
+        typer.Option(
+            metavar="RANGES|N",
+            help='The layers to drop, such as "21-28"; with --method, how many.',
+        ),
     ],
+    method: Annotated[
+        Method | None, typer.Option(help="Choose the layers by what they do.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="laco: how alike the output has to stay, as a cosine.")
+    ] = 0.45,
+    measuring: Measuring,
     writing: Writing,
 ) -> None:
-    """Drop layers by number; ranges include both ends, and the others close up."""
-    make(
-        base,
-        lambda source: prune(source, layers=layers),
-        suffix="prune",
-        writing=writing,
-    )
+    """Drop layers by number, or those that a measurement on text shows to do least.
+
+    block-influence drops the layers that turn the residual stream least, wherever they are;
+    angular and similarity the run of layers whose input and output are most alike (at the last
+    token, over all tokens); tail the last ones; laco melts runs of layers into one, as long as
+    the model's output stays alike. The others close up. What it costs: `surgery eval`.
+    """
+    if method is None:
+        make(base, lambda source: prune(source, layers=layers), suffix="prune", writing=writing)
+        return
+    writing.limits()
+    count = _count(layers)
+    source = writing.open(base)
+    out = writing.output or default_output(source, f"prune{count}")
+    if method == "laco":
+        _melt(source, out, count, threshold=threshold, measuring=measuring, writing=writing)
+        return
+    choose_layers(source, None, method="tail", layers=count)  # a wrong ask costs no measurement
+    statistics = None
+    if method != "tail":
+        measuring.need(f"--method {method}")
+        statistics = measure(source, out, ["layers"], measuring=measuring, writing=writing)
+    gone, scores = choose_layers(source, statistics, method=method, layers=count)
+    if not writing.as_json:
+        told = ", ".join(f"{i}: {score:.4f}" for i, score in enumerate(scores))
+        render.remark(f"drops layers {', '.join(map(str, gone))}" + (f"  ({told})" if told else ""))
+    listed = ",".join(map(str, gone))
+    plan = prune(source, layers=listed, method=method, scores=scores)
+    write_plan(plan, out, writing)
+
+
+def _melt(
+    source: Checkpoint,
+    out: Path,
+    count: int,
+    *,
+    threshold: float,
+    measuring: Measuring,
+    writing: Writing,
+) -> None:
+    from growth.laco import Ask, check_ask, collapse, find_collapse
+    from surgery.pipeline import is_ahead
+
+    check_ask(source, layers=count, threshold=threshold)
+    measuring.need("--method laco")
+    if not measuring.texts:
+        fact = "runs the model again and again, so it needs text, not statistics"
+        raise RecipeError("--method laco", fact, "name a text file: --calibration FILE")
+    if is_ahead():  # a guess of the same size
+        left = anatomy(source).layers - count
+        write_plan(
+            collapse(source, mixtures=[{str(n): 1} for n in range(left)], threshold=threshold),
+            out,
+            writing,
+        )
+        return
+    ask = Ask(context=measuring.context, samples=measuring.samples, device=measuring.device)
+    with render.progress(f"laco {source.name}", counted=True) as progress:
+        mixtures = find_collapse(
+            source, measuring.texts, layers=count, threshold=threshold, ask=ask, progress=progress
+        )
+    if not writing.as_json:
+        render.remark(f"layers become {', '.join(map(_sum_of, mixtures))}")
+    rows = [{str(layer): times for layer, times in row.items()} for row in mixtures]
+    write_plan(collapse(source, mixtures=rows, threshold=threshold), out, writing)
+
+
+def _sum_of(mixture: Mapping[int, int]) -> str:
+    terms = [
+        f"{times:+d}*{layer}" if times != 1 else f"+{layer}" for layer, times in mixture.items()
+    ]
+    return "".join(terms).removeprefix("+")
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or len(text) > 5:  # noqa: PLR2004 - no model has more layers
+        fact = f"{text[:40]!r} is not a number of layers, which --method asks for"
+        raise RecipeError("--layers", fact, "for instance --layers 4")
+    return int(text)

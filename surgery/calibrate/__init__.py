@@ -6,7 +6,7 @@ stored tensors.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ def calibrate(
     dtype: str | None = None,
     memory: int = MEMORY,
     force: bool = False,
+    note: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Run a model over text and write statistics of its activations to `out`.
@@ -86,6 +87,7 @@ def calibrate(
         batch_tokens: tokens fed at once.
         dtype: what to compute in; float32 on the CPU, as stored elsewhere.
         memory: bytes of statistics held at once; more are collected in several passes.
+        note: strings to keep in the file's header.
         progress: called with rows done and rows in all, over all passes.
 
     Raises:
@@ -117,6 +119,7 @@ def calibrate(
         name: spec for group in groups for seen in group for name, spec in seen.specs().items()
     }
     told = {
+        **(note or {}),
         "surgery": "statistics",
         "model": identify(base),
         "collected": ",".join(sorted(collect)),
