@@ -88,7 +88,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         """The text of config.json; the form without differences would lose the guard."""
         return str(super().to_json_string(use_diff=True))
 
-    def validate_recursion(self) -> None:
+    def check_recursion(self) -> None:
         """Refuse a map that does not fit the layers."""
         depths, blocks = getattr(self, "num_hidden_layers", 0), set(self.layer_map)
         if not self.layer_map or len(self.layer_map) != depths:
@@ -214,8 +214,9 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         super().post_init()
 
     def _recur(self) -> None:
-        config, layers = self.config, _layers(self)
-        config.validate_recursion()
+        config = self.config
+        config.check_recursion()
+        layers = _layers(self)
         _check_names(config, layers[0])
         for depth, layer in enumerate(layers):
             _relax(layer, {name: ranks[depth] for name, ranks in config.lora_ranks.items()})

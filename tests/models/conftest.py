@@ -1,0 +1,54 @@
+"""Make the writer of tied directories importable, and keep the code they carry out of the home."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules_cache(tmp_path_factory):
+    """Modelling files run from a copy that transformers makes."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        place = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory):
+    """A tied directory by its family, plain or relaxed, written once."""
+    from recursion import PLAIN, RELAXED, write
+
+    made = {}
+
+    def get(family, kind="plain"):
+        key = family, kind
+        if key not in made:
+            ranks = RELAXED if kind == "relaxed" else PLAIN
+            made[key] = write(family, tmp_path_factory.mktemp("tied"), ranks=ranks)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def recursive(tied):
+    """The loaded model of a tied directory, for tests that leave it as it is."""
+    from recursion import open_tied
+
+    made = {}
+
+    def get(family, kind="plain"):
+        key = family, kind
+        if key not in made:
+            made[key] = open_tied(tied(family, kind).path)
+        return made[key]
+
+    return get
