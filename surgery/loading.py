@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.adapter_source import AdapterSource
 from surgery.errors import CheckpointError
+from surgery.models.own_code import is_own, own_classes, own_model_class
 
 MAX_LAYERS = 10_000  # of any tower; more would be built for minutes
 COUNTED = re.compile(r"^(n|num)_.*(layers?|blocks)$|^(n_layer|depth|\w*coder_layers)$")
@@ -60,10 +61,7 @@ def empty_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers' 
     _check_counts(config, checkpoint)
     with _captured():
         try:
-            import transformers
-
-            local = {"local_files_only": True, "trust_remote_code": False}
-            known = transformers.AutoConfig.from_pretrained(checkpoint.root, **local)
+            known = _known_config(checkpoint, config)
             kind = _model_class(config, known)
             with torch.device("meta"):
                 return kind.from_config(known) if hasattr(kind, "from_config") else kind(known)
@@ -87,7 +85,9 @@ def _askable(checkpoint: Checkpoint) -> dict[str, Any]:
     single = [f for f in checkpoint.files if f.name == "model.safetensors"]
     if (checkpoint.root / "model.safetensors").exists() and not single:
         raise CannotTell("transformers would read model.safetensors, not the weights chosen")
-    if config.get("auto_map"):
+    if is_own(config):
+        own_classes(checkpoint.root, config)
+    elif config.get("auto_map"):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if config.get("model_type") not in CONFIG_MAPPING_NAMES:
@@ -107,11 +107,20 @@ def _check_counts(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
             raise CheckpointError(checkpoint.root / "config.json", fact, "restore the config")
 
 
-def _load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+def _known_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return the config as transformers, or a model class of ours, reads it."""
     import transformers
 
+    own = is_own(config)
+    kind = own_classes(checkpoint.root, config)[0] if own else transformers.AutoConfig
     local = {"local_files_only": True, "trust_remote_code": False}
-    known = transformers.AutoConfig.from_pretrained(checkpoint.root, **local)
+    return kind.from_pretrained(checkpoint.root, **local)
+
+
+def _load(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    known = _known_config(checkpoint, config)
     info: dict[str, Any]
     _, info = _model_class(config, known).from_pretrained(
         checkpoint.root,
@@ -130,6 +139,9 @@ def _model_class(config: Mapping[str, Any], known: Any) -> Any:  # noqa: ANN401 
     """Return the class that the config names, or the Auto class that fits its type."""
     import transformers
 
+    own = own_model_class(str(config.get("model_type")))
+    if own is not None:
+        return own
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and name.isidentifier() and not name.startswith("_"):

@@ -11,6 +11,7 @@ from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import CheckpointError, RecipeError, TrainError
 from surgery.evaluate.tokens import Mark, find_mark
 from surgery.lora.fuse import fuse
+from surgery.models.own_code import is_own, own_classes, own_model_class
 from surgery.run import run
 
 if TYPE_CHECKING:
@@ -91,9 +92,13 @@ def open_source(ref: str | Path, scratch: ExitStack) -> Source:
     found = open_checkpoint(ref)
     _check_parts(found)
     path = _fused(found, scratch) if found.adapters else found.root
-    local = {"local_files_only": True, "trust_remote_code": False}
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    own = is_own(found.config or {})
+    auto = own_classes(found.root, found.config or {})[0] if own else AutoConfig
     with _quiet():
-        config = _attempt(path, "config", lambda: AutoConfig.from_pretrained(path, **local))
+        config = _attempt(path, "config", lambda: auto.from_pretrained(path, **local))
+        if own:  # transformers would read it again, and ask for trust
+            local |= {"config": config}
         tokenizer = _attempt(
             path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **local)
         )
@@ -200,6 +205,9 @@ def _auto_class(config: "PreTrainedConfig") -> Any:  # noqa: ANN401 - one of two
     """Return the class that loads every part of the model, those for images included."""
     import transformers
 
+    own = own_model_class(config.model_type)
+    if own is not None:
+        return own
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
