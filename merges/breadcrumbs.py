@@ -1,6 +1,7 @@
 """Model breadcrumbs: drop outliers and small elements, and add up."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import summed
 from merges.stages.layers import added
@@ -23,6 +24,7 @@ from surgery.passes import Passes
 
 @merge(
     source="https://arxiv.org/abs/2312.06795",
+    plain=True,
     rows=by_rows,
     ignored=("int8_mask",),
     groups=groups,
@@ -61,7 +63,7 @@ def breadcrumbs(
     Source: "Model Breadcrumbs", arXiv 2312.06795, section 3.
     """
     vectors = yield from without_outliers(base, density, gamma, scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density, base.numel())
+    vectors = yield from rescaled(vectors, rescale, density, prod(base.shape))
     del models
     combined = summed(vectors, weight, normalize=normalize)
     return (

@@ -1,6 +1,7 @@
 """Model breadcrumbs with sign election."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import agreed
 from merges.stages.layers import added
@@ -23,7 +24,11 @@ from surgery.passes import Passes
 
 
 @merge(
-    source="https://arxiv.org/abs/2312.06795", rows=by_rows, ignored=("int8_mask",), groups=groups
+    source="https://arxiv.org/abs/2312.06795",
+    plain=True,
+    rows=by_rows,
+    ignored=("int8_mask",),
+    groups=groups,
 )
 def breadcrumbs_ties(
     base: Tensor,
@@ -57,7 +62,7 @@ def breadcrumbs_ties(
     Source: "Model Breadcrumbs", arXiv 2312.06795, section 3; signs as in TIES, arXiv 2306.01708.
     """
     vectors = yield from without_outliers(base, density, gamma, scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density, base.numel())
+    vectors = yield from rescaled(vectors, rescale, density, prod(base.shape))
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

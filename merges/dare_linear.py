@@ -1,6 +1,7 @@
 """DARE: drop at random, rescale, and add up."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import summed
 from merges.stages.layers import added
@@ -23,6 +24,7 @@ from surgery.passes import Passes
 
 @merge(
     source="https://arxiv.org/abs/2311.03099",
+    plain=True,
     ignored=("int8_mask",),
     is_random=True,
     groups=groups,
@@ -57,7 +59,7 @@ def dare_linear(
 
     Source: "Language models are super Mario", arXiv 2311.03099, section 3.
     """
-    vectors = yield from rescaled(at_random(density), rescale, density, base.numel())
+    vectors = yield from rescaled(at_random(density), rescale, density, prod(base.shape))
     del models
     combined = summed(vectors, weight, normalize=normalize)
     return (

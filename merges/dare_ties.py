@@ -1,6 +1,7 @@
 """DARE with sign election: drop at random, rescale, and merge what agrees."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import agreed
 from merges.stages.layers import added
@@ -23,7 +24,11 @@ from surgery.passes import Passes
 
 
 @merge(
-    source="https://arxiv.org/abs/2311.03099", ignored=("int8_mask",), is_random=True, groups=groups
+    source="https://arxiv.org/abs/2311.03099",
+    plain=True,
+    ignored=("int8_mask",),
+    is_random=True,
+    groups=groups,
 )
 def dare_ties(
     base: Tensor,
@@ -55,7 +60,7 @@ def dare_ties(
     Source: "Language models are super Mario", arXiv 2311.03099, section 3; signs as in TIES,
     arXiv 2306.01708.
     """
-    vectors = yield from rescaled(at_random(density), rescale, density, base.numel())
+    vectors = yield from rescaled(at_random(density), rescale, density, prod(base.shape))
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

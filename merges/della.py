@@ -1,6 +1,7 @@
 """DELLA: drop small elements more often, elect signs, and merge what agrees."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import agreed
 from merges.stages.layers import added
@@ -24,6 +25,7 @@ from surgery.passes import Passes
 
 @merge(
     source="https://arxiv.org/abs/2406.11617",
+    plain=True,
     rows=True,
     ignored=("int8_mask",),
     is_random=True,
@@ -66,7 +68,7 @@ def della(
     del models
     vectors = by_rank(density, epsilon, inverse=rescale == "inverse")
     if rescale == "l1":
-        vectors = yield from rescaled(vectors, rescale, density, base.numel())
+        vectors = yield from rescaled(vectors, rescale, density, prod(base.shape))
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (
         yield from added(

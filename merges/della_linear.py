@@ -1,6 +1,7 @@
 """DELLA without sign election: drop small elements more often, and add up."""
 
 from collections.abc import Sequence
+from math import prod
 
 from merges.stages.combine import summed
 from merges.stages.layers import added
@@ -22,6 +23,7 @@ from surgery.passes import Passes
 
 @merge(
     source="https://arxiv.org/abs/2406.11617",
+    plain=True,
     rows=True,
     ignored=("int8_mask",),
     is_random=True,
@@ -63,7 +65,7 @@ def della_linear(
     del models
     vectors = by_rank(density, epsilon, inverse=rescale == "inverse")
     if rescale == "l1":
-        vectors = yield from rescaled(vectors, rescale, density, base.numel())
+        vectors = yield from rescaled(vectors, rescale, density, prod(base.shape))
     combined = summed(vectors, weight, normalize=normalize)
     return (
         yield from added(

@@ -47,7 +47,9 @@ def localize_and_stitch(
     del models
 
     def combined(x: Slices) -> Tensor:
-        kept = vectors.slices(x)
+        from torch import from_numpy
+
+        kept = [from_numpy(vector) for vector in vectors.slices(x)]
         counts = added_up([vector.sign().abs_() for vector in kept])
         return added_up(kept).div_(counts.clamp_(min=1))
 

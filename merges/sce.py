@@ -2,18 +2,20 @@
 
 from collections.abc import Generator, Sequence
 from itertools import combinations
+from math import prod
 from typing import Annotated, Any
 
 from merges.stages.combine import agreed
+from merges.stages.floats import Array, array, deltas
 from merges.stages.layers import added
 from merges.stages.parameters import LinesAlpha, LinesBeta, groups
 from merges.stages.selection import ALL, NONE, Cut, largest
 from merges.stages.trim import Vectors, masked
 from surgery.method import Param, Place, Tensor, merge
-from surgery.passes import Each, Passes, Slices, dot, total
+from surgery.passes import Each, Passes, Slices, dots, total
 
 
-@merge(source="https://arxiv.org/abs/2408.07990", ignored=("int8_mask",), groups=groups)
+@merge(source="https://arxiv.org/abs/2408.07990", plain=True, ignored=("int8_mask",), groups=groups)
 def sce(
     base: Tensor,
     models: Sequence[Tensor],
@@ -37,10 +39,10 @@ def sce(
 
     Source: "FuseChat", arXiv 2408.07990, section 3.3.
     """
-    numel, count = base.numel(), len(models)
+    numel, count = prod(base.shape), len(models)
     chosen = ALL if select_topk >= 1 else (yield from _most_varied(select_topk, numel))
     vectors = Vectors(lambda x: _selected(x, chosen), (1.0,) * count)
-    energies = yield from total(lambda x: [dot(v, v) for v in vectors.slices(x)])
+    energies = yield from total(lambda x: [dots([v])[0] for v in vectors.slices(x)])
     weight = [energy / sum(energies) if sum(energies) else 1.0 for energy in energies]
     combined = agreed(vectors, weight, normalize=True, elect="raw")
     return (yield from added(combined, lines_alpha=lines_alpha, lines_beta=lines_beta, place=place))
@@ -57,25 +59,28 @@ def _most_varied(share: float, numel: int) -> Generator[Each, Any, Cut]:
     return cut
 
 
-def variation(x: Slices) -> Any:  # noqa: ANN401 - a numpy array
+def variation(x: Slices) -> Array:
     """Return what orders elements as their variance over the models does, and is exact for ties.
 
     Shapes: slices to a numpy array of their shape: the sum of squared differences of all pairs,
     of one pair the difference itself.
     """
-    import torch
+    import numpy as np
 
-    if len(x.models) == 2:  # noqa: PLR2004 - a pair
-        return (x.models[0] - x.models[1]).abs_().numpy()
-    result = torch.zeros_like(x.base, dtype=torch.float64)
-    for one, other in combinations(x.models, 2):
-        apart = (one - other).double()
-        result.addcmul_(apart, apart)
-    return result.numpy()
+    models = [array(model) for model in x.models]
+    if len(models) == 2:  # noqa: PLR2004 - a pair
+        apart = models[0] - models[1]
+        return np.abs(apart, out=apart)
+    result = np.zeros(models[0].shape)
+    for one, other in combinations(models, 2):
+        apart = (one - other).astype(np.float64)
+        apart *= apart
+        result += apart
+    return result
 
 
-def _selected(x: Slices, cut: Cut) -> list[Tensor]:
+def _selected(x: Slices, cut: Cut) -> list[Array]:
     if cut is ALL:
-        return x.deltas
+        return deltas(x)
     mask = cut.keep(variation(x), x.part)
-    return [masked(delta, mask) for delta in x.deltas]
+    return [masked(delta, mask) for delta in deltas(x)]

@@ -1,6 +1,7 @@
 """TIES: trim, elect signs, and merge what agrees."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Annotated, Literal
 
 from merges.stages.combine import agreed
@@ -23,7 +24,7 @@ from surgery.method import Param, Place, Tensor, merge
 from surgery.passes import Passes
 
 
-@merge(source="https://arxiv.org/abs/2306.01708", ignored=("int8_mask",), groups=groups)
+@merge(source="https://arxiv.org/abs/2306.01708", plain=True, ignored=("int8_mask",), groups=groups)
 def ties(
     base: Tensor,
     models: Sequence[Tensor],
@@ -58,8 +59,8 @@ def ties(
 
     Source: "TIES-Merging", arXiv 2306.01708, section 3, algorithm 1.
     """
-    vectors = yield from by_magnitude(density, base.numel(), scope=scope)
-    vectors = yield from rescaled(vectors, rescale, density, base.numel())
+    vectors = yield from by_magnitude(density, prod(base.shape), scope=scope)
+    vectors = yield from rescaled(vectors, rescale, density, prod(base.shape))
     del models
     combined = agreed(vectors, weight, normalize=normalize, elect=elect, divide=divide)
     return (

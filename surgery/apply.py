@@ -55,8 +55,11 @@ def apply(
     if method.kind != "passes":
         result = method.call(tensors, base is not None, values)
         return _joined(result, tensors[0]) if method.holds else result
+    import numpy as np
+
     call = partial(method.call, has_base=base is not None, values=values)
-    return _in_passes(call, tensors, place, rows=method.whole_rows(values), size=part)
+    with np.errstate(all="ignore"):  # NaN and infinity show in the result
+        return _in_passes(call, tensors, place, rows=method.whole_rows(values), size=part)
 
 
 def resolve(method: Method, parameters: dict[str, Any], models: int) -> dict[str, Any]:

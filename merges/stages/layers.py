@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 from merges.stages.combine import Combined
+from merges.stages.floats import array, deltas, sum_of
 from surgery.method import Place, Tensor
 from surgery.passes import Each, Passes, Slices
 
@@ -25,7 +26,11 @@ def added(
 
     def last(x: Slices) -> Tensor:
         # Minus plus zero leaves -0.0 as it is; plus zero would not.
-        return x.base - combined(x).mul_(factor).add_(0.0)
+        change = combined(x)
+        if factor != 1:
+            change *= factor
+        change += 0.0
+        return x.base - change
 
     return last
 
@@ -58,10 +63,13 @@ def given_line(alpha: float | None, beta: float | None) -> tuple[float, float]:
 
 def _norms(x: Slices, combined: Combined) -> tuple[float, float, int]:
     """Return the L1 norms of the task vectors' plain sum and of the merged vector."""
-    plain = x.deltas[0].clone()
-    for delta in x.deltas[1:]:
-        plain.add_(delta)
-    return float(plain.abs_().sum()), float(combined(x).abs_().sum()), len(x.models)
+    import numpy as np
+
+    plain, *others = deltas(x)
+    for vector in others:
+        plain += vector
+    merged = array(combined(x))
+    return sum_of(np.abs(plain)), sum_of(np.abs(merged)), len(x.models)
 
 
 def _plus(a: tuple[float, float, int], b: tuple[float, float, int]) -> tuple[float, float, int]:

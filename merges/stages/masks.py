@@ -1,21 +1,19 @@
 """Trim task vectors by masks drawn at random."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from merges.stages.floats import Array, deltas
 from merges.stages.trim import Vectors, masked
-from surgery.method import Tensor
 from surgery.passes import Slices
 
-Array = Any  # a numpy array
-Draw = Callable[[Slices, int], Array]
+Draw = Callable[[Slices, int, Array], Array]
 
 
 def at_random(density: Sequence[float]) -> Vectors:
     """Keep every element with the same probability: where its random bits are below it."""
     below = [min(round(share * 2**32), 2**32 - 1) for share in density]
 
-    def draw(x: Slices, model: int) -> Array:
+    def draw(x: Slices, model: int, _: Array) -> Array:
         import numpy as np
 
         return x.bits(model) < np.uint32(below[model])
@@ -26,10 +24,10 @@ def at_random(density: Sequence[float]) -> Vectors:
 def by_masks(draw: Draw, drawn: Sequence[int], count: int) -> Vectors:
     """Return `count` task vectors, those whose masks are drawn multiplied by them."""
 
-    def trimmed(x: Slices) -> list[Tensor]:
-        found = list(x.deltas)
+    def trimmed(x: Slices) -> list[Array]:
+        found = deltas(x)
         for model in drawn:
-            masked(found[model], draw(x, model))
+            masked(found[model], draw(x, model, found[model]))
         return found
 
     return Vectors(trimmed, (1.0,) * count, draw, tuple(drawn))

@@ -1,10 +1,12 @@
 """Trim task vectors of their largest and their smallest magnitudes (breadcrumbs)."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Annotated, Any, Literal
 
+from merges.stages.floats import Array, deltas
 from merges.stages.selection import largest
-from merges.stages.trim import Trimming, Vectors, magnitudes, masked, shrunk
+from merges.stages.trim import Trimming, Vectors, magnitudes, masked
 from surgery.method import Param, PerModel, Tensor
 from surgery.passes import Slices
 
@@ -14,7 +16,6 @@ Gamma = Annotated[
 Scope = Annotated[
     Literal["tensor", "row"], Param("of what density and gamma are fractions: tensor or each row")
 ]
-Array = Any  # a numpy array
 
 
 def by_rows(values: Mapping[str, Any]) -> bool:
@@ -33,18 +34,21 @@ def without_outliers(
         gamma: the share of the largest, which are dropped, per model.
         scope: whether shares are of the "tensor" or of each "row".
     """
-    if scope == "row":
-        columns = base[0].numel() if base.dim() > 1 and len(base) else base.numel()
-        return _of_rows(_counts(density, gamma, columns))
-    counts = _counts(density, gamma, base.numel())
-    partly = [n for n, row in enumerate(counts) if any(0 < k < base.numel() for k in row)]
-    cuts = yield from largest(magnitudes(partly), counts, base.numel())
+    import numpy as np
 
-    def trimmed(x: Slices) -> list[Tensor]:
-        found = []
-        for delta, (top, bottom) in zip(x.deltas, cuts, strict=True):
-            dropped = shrunk(delta.clone(), top, x.part)
-            found.append(shrunk(delta, bottom, x.part).sub_(dropped))
+    numel = prod(base.shape)
+    if scope == "row":
+        return _of_rows(_counts(density, gamma, prod(base.shape[len(base.shape) > 1 :])))
+    counts = _counts(density, gamma, numel)
+    partly = [n for n, row in enumerate(counts) if any(0 < k < numel for k in row)]
+    cuts = yield from largest(magnitudes(partly), counts, numel)
+
+    def trimmed(x: Slices) -> list[Array]:
+        found = deltas(x)
+        for vector, (top, bottom) in zip(found, cuts, strict=True):
+            values = np.abs(vector)
+            mask = bottom.keep(values, x.part)
+            masked(vector, np.greater(mask, top.keep(values, x.part), out=mask))
         return found
 
     return Vectors(trimmed, (1.0,) * len(density))
@@ -61,11 +65,13 @@ def _counts(density: Sequence[float], gamma: Sequence[float], numel: int) -> lis
 
 
 def _of_rows(counts: Sequence[Sequence[int]]) -> Vectors:
-    def trimmed(x: Slices) -> list[Tensor]:
-        found = list(x.deltas)
-        for delta, (top, bottom) in zip(found, counts, strict=True):
-            values = delta.abs().numpy()
-            masked(delta, first_of_rows(values, bottom) & ~first_of_rows(values, top))
+    import numpy as np
+
+    def trimmed(x: Slices) -> list[Array]:
+        found = deltas(x)
+        for vector, (top, bottom) in zip(found, counts, strict=True):
+            values = np.abs(vector)
+            masked(vector, first_of_rows(values, bottom) & ~first_of_rows(values, top))
         return found
 
     return Vectors(trimmed, (1.0,) * len(counts))

@@ -53,9 +53,10 @@ def by_rank(density: Sequence[float], epsilon: Sequence[float], *, inverse: bool
 
     Source: DELLA-Merging, arXiv 2406.11617, section 3.1 (MagPrune).
     """
+    import numpy as np
 
-    def draw(x: Slices, model: int) -> Array:
-        values = x.deltas[model].abs().numpy()
+    def draw(x: Slices, model: int, vector: Array) -> Array:
+        values = np.abs(vector)
         share, room = density[model], epsilon[model]
         mask = kept(values, x.bits(model), share, room)
         return mask / probabilities(values, share, room) if inverse else mask

@@ -1,15 +1,15 @@
 """Make up for what was trimmed, by one factor per task vector."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from math import fsum
 from typing import Any
 
+from merges.stages.floats import Array, delta, deltas, sum_of
 from merges.stages.masks import Draw, by_masks
-from merges.stages.trim import Trimming, Vectors
+from merges.stages.trim import Trimming, Vectors, masked
 from surgery.passes import Each, Slices, total
 
-Array = Any  # a numpy array
 HELD = 1 << 27  # elements of masks that are kept until the tensor is written: 16 MiB
 
 
@@ -43,9 +43,15 @@ def rescaled(vectors: Vectors, how: str, density: Sequence[float], numel: int) -
 
 def _sums(x: Slices, vectors: Vectors) -> list[float]:
     """Return per model the sums of magnitudes before and after trimming."""
-    before = [float(delta.abs().sum()) for delta in x.deltas]
-    after = [float(vector.abs_().sum()) for vector in vectors.slices(x)]
-    return [number for pair in zip(before, after, strict=True) for number in pair]
+    pairs = zip(deltas(x), vectors.slices(x), strict=True)
+    return [_l1(vector) for pair in pairs for vector in pair]
+
+
+def _l1(vector: Array) -> float:
+    """Return the sum of magnitudes, taken in place."""
+    import numpy as np
+
+    return sum_of(np.abs(vector, out=vector))
 
 
 def _drawn_once(vectors: Vectors, draw: Draw) -> Generator[Each, Any, tuple[Vectors, list[float]]]:
@@ -53,15 +59,18 @@ def _drawn_once(vectors: Vectors, draw: Draw) -> Generator[Each, Any, tuple[Vect
     import numpy as np
 
     def look(x: Slices) -> tuple[list[float], dict[int, Array]]:
-        masks = {model: np.packbits(draw(x, model)) for model in vectors.drawn}
-        return _sums(x, remembered(lambda _: masks)), masks
+        sums, masks = [0.0, 0.0] * len(x.models), {}
+        for model in vectors.drawn:
+            values = delta(x, model)
+            sums[2 * model] = _l1(values)
+            mask = draw(x, model, values)
+            masks[model] = np.packbits(mask)
+            sums[2 * model + 1] = sum_of(masked(values, mask))
+        return sums, masks
 
-    def remembered(masks_of: Callable[[Slices], dict[int, Array]]) -> Vectors:
-        def recall(x: Slices, model: int) -> Array:
-            return np.unpackbits(masks_of(x)[model], count=x.part.count).view(bool)
-
-        return by_masks(recall, vectors.drawn, len(vectors.factors))
+    def recall(x: Slices, model: int, _: Array) -> Array:
+        return np.unpackbits(found[x.part.index][1][model], count=x.part.count).view(bool)
 
     found = yield Each(look)
     sums = [fsum(column) for column in zip(*(part for part, _ in found), strict=True)]
-    return remembered(lambda x: found[x.part.index][1]), sums
+    return by_masks(recall, vectors.drawn, len(vectors.factors)), sums

@@ -7,12 +7,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merges.stages.floats import Array, delta, deltas
 from merges.stages.selection import Cut, largest, largest_of_all
-from surgery.method import Tensor
 from surgery.passes import Each, Slices
 from surgery.plan import Part
-
-Array = Any  # a numpy array
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +18,16 @@ class Vectors:
     """Task vectors, trimmed.
 
     Attributes:
-        slices: gives fresh slices of them, to be changed in place.
+        slices: gives fresh arrays of them, to be changed in place.
         factors: what each is still to be multiplied by.
-        draw: where they are trimmed by masks drawn at random, gives the mask of a model's slice.
+        draw: where they are trimmed by masks drawn at random, gives the mask of a model's slice,
+            told the slice, or its magnitudes.
         drawn: the models of which masks are drawn.
     """
 
-    slices: Callable[[Slices], list[Tensor]]
+    slices: Callable[[Slices], list[Array]]
     factors: tuple[float, ...]
-    draw: Callable[[Slices, int], Array] | None = None
+    draw: Callable[[Slices, int, Array], Array] | None = None
     drawn: tuple[int, ...] = ()
 
 
@@ -37,7 +36,7 @@ Trimming = Generator[Each, Any, Vectors]
 
 def whole(models: int) -> Vectors:
     """Return task vectors as they are."""
-    return Vectors(lambda x: x.deltas, (1.0,) * models)
+    return Vectors(deltas, (1.0,) * models)
 
 
 def by_magnitude(density: Sequence[float], numel: int, *, scope: str = "tensor") -> Trimming:
@@ -56,9 +55,8 @@ def by_magnitude(density: Sequence[float], numel: int, *, scope: str = "tensor")
         partly = [n for n, (count,) in enumerate(counts) if 0 < count < numel]
         cuts = yield from largest(magnitudes(partly), counts, numel)
 
-    def trimmed(x: Slices) -> list[Tensor]:
-        pairs = zip(x.deltas, cuts, strict=True)
-        return [shrunk(delta, cut, x.part) for delta, (cut,) in pairs]
+    def trimmed(x: Slices) -> list[Array]:
+        return [shrunk(delta(x, model), cut, x.part) for model, (cut,) in enumerate(cuts)]
 
     return Vectors(trimmed, (1.0,) * len(density))
 
@@ -72,34 +70,27 @@ def magnitudes(models: Sequence[int]) -> Callable[[Slices], list[Array]]:
     """Return what gives the magnitudes of these models' vectors, and None for the others."""
 
     def values(x: Slices) -> list[Array]:
+        import numpy as np
+
         found: list[Array] = [None] * len(x.models)
         for model in models:
-            found[model] = (x.models[model] - x.base).abs_().numpy()
+            apart = delta(x, model)
+            found[model] = np.abs(apart, out=apart)
         return found
 
     return values
 
 
-def shrunk(delta: Tensor, cut: Cut, part: Part) -> Tensor:
-    """Return a slice, changed in place or new, with zeros where its magnitude is cut off."""
-    import numpy as np
-    from torch.nn.functional import hardshrink
-
-    if cut.keeps_equals(part):
-        if cut.value <= 0:
-            return delta
-        exact = delta.numpy().dtype.type(cut.value)
-        return hardshrink(delta, float(np.nextafter(exact, exact.dtype.type(0))))
-    if cut.drops_equals(part):
-        return hardshrink(delta, cut.value)
-    return masked(delta, cut.keep(delta.abs().numpy(), part))
-
-
-def masked(delta: Tensor, mask: Array) -> Tensor:
-    """Set a slice to zero where the mask is false, in place."""
+def shrunk(vector: Array, cut: Cut, part: Part) -> Array:
+    """Return a slice, changed in place, with zeros where its magnitude is cut off."""
     import numpy as np
 
-    flat = delta.numpy()
-    with np.errstate(invalid="ignore"):  # infinity becomes NaN, which the engine names
-        np.multiply(flat, mask.reshape(flat.shape), out=flat)
-    return delta
+    if cut.value <= 0 and cut.keeps_equals(part):
+        return vector
+    return masked(vector, cut.keep(np.abs(vector), part))
+
+
+def masked(vector: Array, mask: Array) -> Array:
+    """Set a slice to zero where the mask is false, in place; infinity there becomes NaN."""
+    vector *= mask.reshape(vector.shape)
+    return vector
