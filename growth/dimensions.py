@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from surgery.alignment.groups import INPUTS_FIRST, INTO, OUT, OUTPUTS, Heads, heads_of
+from surgery.alignment.groups import (
+    GATE_ABOVE_UP,
+    INPUTS_FIRST,
+    INTO,
+    OUT,
+    OUTPUTS,
+    Heads,
+    heads_of,
+)
 from surgery.anatomy import Anatomy, anatomy, dig
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
@@ -17,7 +25,9 @@ Dimension = Literal[
 Side = Literal["in", "out"]
 NORM = re.compile(r"(norm|ln_?[0-9f]?)(\.|$)|LayerNorm", re.IGNORECASE)
 POSITIONS = re.compile(r"(^|\.)(wpe|position_embeddings|token_type_embeddings)\.weight$")
-FUSED = {"qkv_proj", "query_key_value", "c_attn"}
+# Fused maps whose order of rows is known: others use the same names for another order.
+FUSED = {"phi3": "qkv_proj", "gpt_neox": "query_key_value", "gpt2": "c_attn"}
+NORM_OF_ALL_HEADS = {"olmo2", "olmo3", "olmoe", "flex_olmo"}  # with one head the shapes are alike
 QUERIES = {"q_proj", "query"}
 KEYS = {"k_proj", "v_proj", "key", "value"}
 MIXERS = ("attn", "attention")
@@ -127,6 +137,10 @@ class _Finder:
             yield self._stream(), self._stream("in")
         elif tensor.name.endswith(("pooler.dense.bias", "transform.dense.bias")):
             yield (self._stream(),)
+        elif tensor.name.endswith("seq_relationship.weight"):
+            yield _axis("fixed", tensor.shape[0]), self._stream("in")
+        elif tensor.name.endswith("seq_relationship.bias"):
+            yield (_axis("fixed", tensor.shape[0]),)
         elif tensor.name.endswith(("position_ids", "inv_freq")):
             yield tuple(_axis("fixed", size) for size in tensor.shape)
 
@@ -141,6 +155,8 @@ class _Finder:
             yield (self._stream(),)
         elif leaf == "sinks":
             yield (_axis("query", self.heads.queries),)
+        elif role == "shared_expert_gate":
+            yield from self._linear(leaf, _axis("fixed", 1), self._stream("in"))
         elif role in {"gate", "router"} and tensor.shape[0] == self.parts.experts:
             out = _axis("experts", self.parts.experts)
             yield from self._linear(leaf, out, self._stream("in"))
@@ -157,7 +173,7 @@ class _Finder:
             yield from self._linear(leaf, query, self._stream("in"))
         elif mixer and role in KEYS:
             yield from self._linear(leaf, key, self._stream("in"))
-        elif mixer and role in FUSED:
+        elif mixer and role == FUSED.get(self.heads.family):
             yield from self._linear(leaf, self._fused(), self._stream("in"))
         elif mixer and role in {*OUTPUTS, "c_proj"}:
             yield from self._linear(leaf, self._stream(), Axis(query.segments, "in"))
@@ -177,6 +193,8 @@ class _Finder:
     ) -> Iterator[tuple[Axis, ...]]:
         swapped = leaf == "weight" and self.heads.family in INPUTS_FIRST
         count = INTO.get(role, 1)
+        if count > 1 and self.heads.family not in GATE_ABOVE_UP:
+            return
         units = tensor.shape[-1 if swapped else 0] // count
         inner = Axis((Segment(_kind(home), units),) * count)
         yield from self._linear(leaf, inner, self._stream("in"))
@@ -196,7 +214,8 @@ class _Finder:
 
     def _head_norm(self, role: str, tensor: TensorInfo) -> Iterator[tuple[Axis, ...]]:
         """A norm over one head, or over all heads at once (OLMo 2)."""
-        yield (_axis("head", self.heads.width),)
+        if self.heads.family not in NORM_OF_ALL_HEADS:
+            yield (_axis("head", self.heads.width),)
         own: Dimension = "key" if role.startswith("k") else "query"
         count = self.heads.keys if own == "key" else self.heads.queries
         yield (_axis(own, count, self.heads.width),)
