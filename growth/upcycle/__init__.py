@@ -17,7 +17,7 @@ from growth.upcycle.assemble import (
     expert_steps,
     figures,
     kept_names,
-    kept_step,
+    kept_steps,
     ordered_names,
     random_routers,
     shared_expert_steps,
@@ -70,8 +70,9 @@ def upcycle(
     dense = read_dense(base)
     change = Change(neurons=neurons_anew(drop_ratio, dense.width), noise=noise, seed=seed)
     mixture = design(dense, (dense,) * experts, layout=layout, layers=layers)
-    steps = [kept_step(base.tensors[n], (n,), base.tensors[n].dtype) for n in kept_names(mixture)]
-    steps += [
+    kept = (base.tensors[name] for name in kept_names(mixture))
+    steps = [
+        *(step for tensor in kept for step in kept_steps(tensor, (tensor.name,), tensor.dtype)),
         *random_routers(mixture, deviation=router_std, seed=seed),
         *expert_steps(mixture, change),
     ]

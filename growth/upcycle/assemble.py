@@ -98,27 +98,26 @@ def _copies(mixture: Mixture, layer: int, projection: str) -> Iterator[Step]:
         name = mixture.name(layer, mixture.layout.expert(number, projection))
         grouped.setdefault((tensor.file, tensor.name), (tensor, []))[1].append(name)
     for tensor, names in grouped.values():
-        yield kept_step(tensor, names, mixture.dense.dtype, why="copy to experts")
+        yield from kept_steps(tensor, names, mixture.dense.dtype, why="copy to experts")
 
 
-def kept_step(tensor: TensorInfo, names: Sequence[str], dtype: str, *, why: str = "copy") -> Step:
-    """Return a step that writes a tensor under some names, rounded where the dtype is another."""
+def kept_steps(
+    tensor: TensorInfo, names: Sequence[str], dtype: str, *, why: str = "copy"
+) -> Iterator[Step]:
+    """Yield what writes a tensor under some names: one step, or, rounded to a dtype, one each."""
     outputs = tuple((name, TensorSpec(dtype, tensor.shape)) for name in names)
     if dtype == tensor.dtype:
-        return Step(inputs=(tensor,), outputs=outputs, why=why)
-    fn = partial(_each, count=len(names))
-    return Step(
-        inputs=(tensor,),
-        outputs=outputs,
-        fn=fn,
-        elementwise=True,
-        plain=True,
-        why=f"{why}, rounded",
-    )
-
-
-def _each(x: object, *, count: int) -> tuple[object, ...]:
-    return (same(x),) * count
+        yield Step(inputs=(tensor,), outputs=outputs, why=why)
+        return
+    for output in outputs:
+        yield Step(
+            inputs=(tensor,),
+            outputs=(output,),
+            fn=same,
+            elementwise=True,
+            plain=True,
+            why=f"{why}, rounded",
+        )
 
 
 def _altered(mixture: Mixture, layer: int, projection: str, expert: int, change: Change) -> Step:

@@ -122,7 +122,7 @@ def hidden_vectors(ref: str, *, tokens: Tokens, device: str) -> Iterator[Vector]
             stack.callback(hook.remove)
 
         def vector(text: str) -> "Tensor":
-            mark, words = _ids(source, text)
+            mark, words = _ids(source, text, limit=source.limit)
             ids = torch.tensor([[*mark, *words]], device=place)
             with torch.inference_mode():
                 loaded.model(input_ids=ids, use_cache=False)
@@ -140,7 +140,7 @@ def _keeper(seen: "dict[int, torch.Tensor]", number: int) -> Callable[..., None]
     return keep
 
 
-def _ids(source: Source, text: str) -> tuple[list[int], list[int]]:
+def _ids(source: Source, text: str, *, limit: int | None = None) -> tuple[list[int], list[int]]:
     """Return the begin mark, where there is one, and a prompt's tokens.
 
     Raises:
@@ -150,8 +150,8 @@ def _ids(source: Source, text: str) -> tuple[list[int], list[int]]:
     mark = [] if source.mark.token is None else [source.mark.token]
     if not words:
         raise RecipeError(f"the prompt {text[:40]!r}", "has no token", "write words")
-    if source.limit is not None and len(words) + len(mark) > source.limit:
-        fact = f"has {len(words)} tokens, and the model takes {source.limit - len(mark)}"
+    if limit is not None and len(words) + len(mark) > limit:
+        fact = f"has {len(words)} tokens, and the model takes {limit - len(mark)}"
         raise RecipeError(f"the prompt {text[:40]!r}", fact, "cut it")
     return mark, words
 

@@ -10,7 +10,7 @@ from growth.upcycle.assemble import (
     Mixture,
     expert_steps,
     kept_names,
-    kept_step,
+    kept_steps,
     random_routers,
 )
 from growth.upcycle.dense import Dense, read_dense
@@ -145,7 +145,7 @@ def _kept_steps(mixture: Mixture, attention: Attention) -> Iterator[Step]:
         tensors = [expert.source.tensors[name] for expert in mixture.experts]
         spec = TensorSpec(tensors[0].dtype, tensors[0].shape)
         if attention == "first":
-            yield kept_step(tensors[0], (name,), spec.dtype)
+            yield from kept_steps(tensors[0], (name,), spec.dtype)
         else:
             yield Step(
                 inputs=tuple(tensors),
@@ -163,7 +163,7 @@ def _measured_routers(mixture: Mixture, rows: Checkpoint, gate: str) -> Iterator
     for layer in mixture.sparse:
         name = mixture.name(layer, mixture.layout.router)
         tensor = rows.tensors[rows_name(layer)]
-        yield kept_step(tensor, (name,), mixture.dense.dtype, why="routers")
+        yield from kept_steps(tensor, (name,), mixture.dense.dtype, why="routers")
 
 
 def _unused(mixture: Mixture, attention: Attention) -> dict[str, str]:
