@@ -217,7 +217,7 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         config = self.config
         config.check_recursion()
         layers = _layers(self)
-        _check_names(config, layers[0])
+        _check_names(config.per_depth, layers)
         for depth, layer in enumerate(layers):
             _relax(layer, {name: ranks[depth] for name, ranks in config.lora_ranks.items()})
         _place(config.layer_map, layers)
@@ -325,21 +325,21 @@ def _layers(model: RecursiveForCausalLM) -> nn.ModuleList:
     return cast("nn.ModuleList", layers)
 
 
-def _check_names(config: RecursiveConfig, layer: nn.Module) -> None:
-    held, modules = dict(layer.named_parameters()), dict(layer.named_modules())
-    for name in config.per_depth:
+def _check_names(per_depth: Sequence[str], layers: nn.ModuleList) -> None:
+    held = {name for layer in layers for name, _ in layer.named_parameters()}
+    for name in per_depth:
         if name not in held:
             raise ValueError(f"per_depth: {name} is no parameter of a layer")
-    for name in config.lora_ranks:
-        if type(modules.get(name)) is not nn.Linear:
-            raise ValueError(f"lora_ranks: {name} is no linear of a layer")
 
 
 def _relax(layer: nn.Module, ranks: dict[str, int]) -> None:
+    modules = dict(layer.named_modules())
     for name, rank in ranks.items():
-        if rank:
-            linear = cast("nn.Linear", layer.get_submodule(name))
+        linear = modules.get(name)
+        if type(linear) is nn.Linear and rank:
             layer.set_submodule(name, LoraLinear(linear, rank))
+        elif rank:
+            raise ValueError(f"lora_ranks: {name} is no linear of a layer")
 
 
 def _share(
@@ -351,8 +351,8 @@ def _share(
         for name, parameter in list(layers[depth].named_parameters()) if first < depth else ():
             if name in per_depth or ".lora_" in name:
                 continue
-            source = layers[first].get_parameter(name)
-            if source.shape != parameter.shape:
+            source = dict(layers[first].named_parameters()).get(name)
+            if source is None or source.shape != parameter.shape:
                 raise ValueError(f"layer_map: layers {first} and {depth} differ in {name}")
             owner, _, leaf = name.rpartition(".")
             setattr(layers[depth].get_submodule(owner), leaf, source)

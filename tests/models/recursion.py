@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from growth.recurse.config import MODELLING_FILE, modelling_file, recursive_config
 from structures import build, load
 
 REPO = Path(__file__).resolve().parents[2]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
+OTHERS = ("mixtral", "qwen3_moe", "smollm3", "cohere2", "gemma2", "phi3", "gpt_oss")
 MAP = (0, 1, 0, 1)
 PLAIN: dict[str, tuple[int, ...]] = {}
 RELAXED = {"self_attn.q_proj": (0, 3, 5, 2), "mlp.down_proj": (4, 4, 0, 1)}
@@ -39,28 +40,27 @@ def write(
     own: bool = True,
 ) -> Recursion:
     """Tie a random model; `own` leaves every depth its one-dimensional parameters."""
-    unrolled = load(family, build(family, out / "stock"))[0]
-    stored, per_depth = {}, set()
-    for name, tensor in unrolled.state_dict().items():
-        depth, key = _place(name)
-        if depth is None or (own and tensor.ndim == 1):
-            stored[name] = tensor
-            per_depth |= {key} if depth is not None else set()
-            continue
-        first = layer_map.index(layer_map[depth])
-        if first == depth:
-            stored[name] = tensor
-        tensor.copy_(stored[f"model.layers.{first}.{key}"])
-    if unrolled.config.tie_word_embeddings:
-        del stored["lm_head.weight"]
-    stored = {name: tensor.clone() for name, tensor in stored.items()}
-    stored |= _add_factors(unrolled, ranks)
+    build(family, out / "stock")
     stock = json.loads((out / "stock" / "config.json").read_text())
+    unrolled, stored, per_depth = load_file(out / "stock" / "model.safetensors"), {}, set()
+    for name, tensor in unrolled.items():
+        depth, key = _place(name)
+        first = depth if depth is None else layer_map.index(layer_map[depth])
+        alone = depth is not None and own and tensor.ndim == 1
+        if alone:
+            per_depth.add(key)
+        if alone or first == depth:
+            stored[name] = tensor.clone()
+        else:
+            unrolled[name] = unrolled[f"model.layers.{first}.{key}"].clone()
+    stored |= _add_factors(unrolled, ranks)
     config = recursive_config(
         stock, layer_map=layer_map, per_depth=sorted(per_depth), lora_ranks=ranks
     )
     _save(out / "tied", config, stored)
-    return Recursion(path=out / "tied", unrolled=unrolled, stored=stored)
+    (out / "tied" / MODELLING_FILE).write_bytes(modelling_file())
+    _save(out / "unrolled", stock, unrolled)
+    return Recursion(path=out / "tied", unrolled=load(family, out / "unrolled")[0], stored=stored)
 
 
 def tied_parameters(model: Any) -> dict[str, int]:
@@ -86,22 +86,22 @@ def _place(name: str) -> tuple[int | None, str]:
     return int(depth), key
 
 
-def _add_factors(unrolled: Any, ranks: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+def _add_factors(
+    unrolled: dict[str, torch.Tensor], ranks: dict[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
     generator, factors = torch.Generator().manual_seed(7), {}
-    for name, of_depth in ranks.items():
-        for depth, rank in enumerate(of_depth):
-            weight = unrolled.model.layers[depth].get_submodule(name).weight.data
-            b = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
-            a = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
-            weight += b @ a
-            if rank:
-                factors[f"model.layers.{depth}.{name}.lora_A.weight"] = a
-                factors[f"model.layers.{depth}.{name}.lora_B.weight"] = b
+    places = [(f"model.layers.{d}.{n}", r) for n, told in ranks.items() for d, r in enumerate(told)]
+    for place, rank in places:
+        out, into = unrolled[f"{place}.weight"].shape
+        b = torch.randn(out, rank, generator=generator) * 0.1
+        a = torch.randn(rank, into, generator=generator) * 0.1
+        unrolled[f"{place}.weight"] = unrolled[f"{place}.weight"] + b @ a
+        if rank:
+            factors |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
     return factors
 
 
 def _save(path: Path, config: dict[str, Any], stored: dict[str, torch.Tensor]) -> None:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
-    (path / MODELLING_FILE).write_bytes(modelling_file())
     save_file(stored, path / "model.safetensors", metadata={"format": "pt"})

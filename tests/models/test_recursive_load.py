@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 import transformers
-from recursion import FAMILIES, MAP, REPO, open_tied, prompt, tied_parameters, write
+from recursion import FAMILIES, MAP, OTHERS, REPO, open_tied, prompt, tied_parameters, write
 from safetensors.torch import load_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -64,6 +64,29 @@ def test_low_rank_terms_are_those_of_w_plus_b_a(tied, recursive, family):
         found = recursive(family, "relaxed")(ids).logits
         expected = tied(family, "relaxed").unrolled(ids).logits
     assert (found - expected).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_decoders_need_no_code_of_their_own(tmp_path, family):
+    # The dense layer of this mixture of experts is its second; a block is of one kind.
+    layer_map = (0, 1, 0, 2) if family == "qwen3_moe" else MAP
+    recursion, ids = write(family, tmp_path, layer_map=layer_map), prompt(family)
+    model, info = open_tied(recursion.path, output_loading_info=True)
+    assert {key: info[key] for key in EMPTY} == EMPTY
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, recursion.unrolled(ids).logits)
+    model.save_pretrained(tmp_path / "again")
+    stored = load_file(tmp_path / "again" / "model.safetensors")
+    assert stored.keys() == recursion.stored.keys()
+    assert all(torch.equal(stored[name], recursion.stored[name]) for name in stored)
+
+
+def test_a_block_of_two_kinds_of_layer_is_refused(tmp_path):
+    path = write("qwen3_moe", tmp_path, layer_map=(0, 1, 0, 2)).path
+    told = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(told | {"layer_map": [0, 1, 0, 1]}))
+    with pytest.raises(ValueError, match="layers 1 and 3 differ in mlp"):
+        open_tied(path)
 
 
 def test_norms_tie_too_where_no_depth_has_its_own(tmp_path):
