@@ -23,14 +23,22 @@ def command(
     base: BASE,
     *,
     layers: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RANGES|N",
             help='The layers to drop, such as "21-28"; with --method, how many.',
         ),
-    ],
+    ] = None,
     method: Annotated[
         Method | None, typer.Option(help="Choose the layers by what they do.")
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Cut units instead of layers, to sizes such as ffn=4096,heads=16,kv-heads=4 or "
+            "hidden=1536.",
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="laco: how alike the output has to stay, as a cosine.")
@@ -38,13 +46,24 @@ def command(
     measuring: Measuring,
     writing: Writing,
 ) -> None:
-    """Drop layers by number, or those that a measurement on text shows to do least.
+    """Drop layers by number or by what they do, or units of every layer by what they do.
 
     block-influence drops the layers that turn the residual stream least, wherever they are;
     angular and similarity the run of layers whose input and output are most alike (at the last
     token, over all tokens); tail the last ones; laco melts runs of layers into one, as long as
-    the model's output stays alike. The others close up. What it costs: `surgery eval`.
+    the model's output stays alike. The others close up.
+
+    --width keeps the feed-forward units, heads and channels that are most active on text
+    (Minitron), as many in every layer, so that the stock class loads the result. What a cut
+    costs: `surgery eval`.
     """
+    if (layers is None) == (width is None) or (width is not None and method is not None):
+        fact = "needs either --layers, with or without --method, or --width"
+        raise RecipeError("surgery prune", fact, "for instance --layers 21-28")
+    if width is not None:
+        _narrow(base, width, measuring=measuring, writing=writing)
+        return
+    assert layers is not None  # noqa: S101 - one of both is
     if method is None:
         make(base, lambda source: prune(source, layers=layers), suffix="prune", writing=writing)
         return
@@ -67,6 +86,19 @@ def command(
     listed = ",".join(map(str, gone))
     plan = prune(source, layers=listed, method=method, scores=scores)
     write_plan(plan, out, writing)
+
+
+def _narrow(base: str, width: str, *, measuring: Measuring, writing: Writing) -> None:
+    from growth.narrow import narrow, parse_widths
+
+    writing.limits()
+    parse_widths(width)
+    source = writing.open(base)
+    out = writing.output or default_output(source, "narrow")
+    narrow(source, None, width=width)  # a wrong ask costs no measurement
+    measuring.need("--width")
+    statistics = measure(source, out, ["inputs"], measuring=measuring, writing=writing)
+    write_plan(narrow(source, statistics, width=width), out, writing)
 
 
 def _melt(
