@@ -25,6 +25,7 @@ PLANS = {
     "recurse materialize": "growth.recurse.unroll:materialize",
     "recurse untie": "growth.recurse.unroll:untie",
     "laco": "growth.laco:collapse",
+    "prune width": "growth.narrow:narrow",
     "sparsify": "growth.sparsify:sparsify",
     "upcycle": "growth.upcycle:upcycle",
     "moe": "growth.upcycle.moe:moe",
