@@ -84,10 +84,11 @@ def _advice(base: Checkpoint, tokens: str | None, factor: int) -> Advice:
     total = sum(t.numel for t in base.tensors.values())
     layers = sum(t.numel for n, t in base.tensors.items() if parts.locate(n) is not None)
     grown = total + layers * (factor - 1)
-    return advise(base_parameters=total, grown_parameters=grown, tokens=_tokens(tokens))
+    return advise(base_parameters=total, grown_parameters=grown, tokens=parse_tokens(tokens))
 
 
-def _tokens(text: str) -> float:
+def parse_tokens(text: str) -> float:
+    """Read a number of tokens such as 300B."""
     units = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in units else (text, "")
     try:

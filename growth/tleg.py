@@ -5,7 +5,7 @@ from math import fsum
 from typing import Any, Literal
 
 from growth.depth import MOST_LAYERS, SCALABLE
-from growth.levels.layout import names_of
+from growth.levels.layout import check_uniform, names_of
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, RecipeError
@@ -65,16 +65,7 @@ def _check(base: Checkpoint, parts: Anatomy, layers: int) -> None:
         raise RecipeError(f"--layers {layers}", fact, "say how many layers the result has")
     if parts.layers < 2:  # noqa: PLR2004 - a line has two points
         raise RecipeError(base.ref, "has one layer, and a line needs two", "use `surgery stack`")
-    if parts.extra_layers:
-        fact = f"has {parts.extra_layers} predictor layer(s) after its own, which are on no line"
-        raise PlanError(base.ref, fact, "remove them first")
-    first = parts.stack.layers[0]
-    for layer, names in parts.stack.layers.items():
-        shapes = [base.tensors[parts.stack.name(layer, rest)].shape for rest in names]
-        wanted = [base.tensors[parts.stack.name(0, rest)].shape for rest in first]
-        if names != first or shapes != wanted:
-            fact = f"has layers 0 and {layer} that are not built alike, so no line goes through"
-            raise PlanError(base.ref, fact, "use `surgery stack`")
+    check_uniform(base, parts)
 
 
 def _places(count: int, layers: int, positions: Positions) -> list[float]:

@@ -87,7 +87,7 @@ def _layers(like: Checkpoint, parts: Anatomy, large: Anatomy, how: Pairing) -> t
 
 
 def _is_wider(small: Checkpoint, like: Checkpoint, parts: Anatomy) -> bool:
-    name = parts.embedding
+    name = parts.embedding or ""
     return name not in like.tensors or small.tensors[name].shape != like.tensors[name].shape
 
 

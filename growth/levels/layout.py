@@ -43,3 +43,19 @@ def check_alike(base: Checkpoint, parts: Anatomy, layers: Sequence[Sources], rem
 def _build(base: Checkpoint, parts: Anatomy, layer: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
     names = parts.stack.layers[layer]
     return tuple((rest, base.tensors[parts.stack.name(layer, rest)].shape) for rest in names)
+
+
+def check_uniform(base: Checkpoint, parts: Anatomy) -> None:
+    """Refuse layers of which one is built otherwise than the first, or stands behind the stack.
+
+    Raises:
+        PlanError: tensors of other names or shapes, or next-token predictors.
+    """
+    if parts.extra_layers:
+        fact = f"has {parts.extra_layers} predictor layer(s) after its own, unlike those"
+        raise PlanError(base.ref, fact, "remove them first")
+    first = _build(base, parts, 0)
+    odd = next((n for n in range(parts.layers) if _build(base, parts, n) != first), None)
+    if odd is not None:
+        fact = f"has layers 0 and {odd} that are not built alike"
+        raise PlanError(base.ref, fact, "use `surgery stack`, which copies layers")
