@@ -1,7 +1,9 @@
 """`surgery recurse`: layers tied into a loop, with factors for each depth, and back."""
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,16 @@ import typer
 import typer.main
 
 from cli import render
-from cli.writing import BASE, InAll, Writing, default_output, make, write_plan, writing_options
+from cli.writing import (
+    BASE,
+    InAll,
+    Writing,
+    default_output,
+    is_planning,
+    make,
+    write_plan,
+    writing_options,
+)
 from growth.recurse.factor import Svd
 from growth.recurse.formats import PARTS, Format, Part
 from growth.recurse.loops import Init, Scheme
@@ -167,10 +178,17 @@ def _write(
         write_plan(made, out, writing, in_all=_energies(made))
         return
     plans = {part: plan(part) for part in PARTS}
-    if not writing.dry_run:
+    if not writing.dry_run and not is_planning():
         _make_folder(out)
+    places = {part: out / part if out.is_dir() else out for part in PARTS}  # none in a dry run
+    told: dict[str, Any] = {"output": str(out)}
     for part, made in plans.items():
-        write_plan(made, out / part, replace(writing, output=out / part), in_all=_energies(made))
+        with redirect_stdout(StringIO()) if writing.as_json else nullcontext() as heard:
+            write_plan(made, places[part], writing, in_all=_energies(made))
+        if heard is not None and heard.getvalue():
+            told[part] = json.loads(heard.getvalue())
+    if len(told) > 1:
+        render.print_json(told)
 
 
 def _energies(plan: Plan) -> InAll:

@@ -1,0 +1,122 @@
+"""`surgery recurse`, and what other commands make of its results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from cli.main import main
+
+LOW = ["--blocks", "2", "--rank", "3"]
+
+
+@pytest.fixture
+def base(structure, tmp_path):
+    path = tmp_path / "base"
+    shutil.copytree(structure("llama"), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (["tie", "--blocks", "2"], [""]),
+        (["tie", "--blocks", "2", "--tie-norms"], [""]),
+        (["relax", *LOW], [""]),
+        (["relax", *LOW, "--format", "dense"], [""]),
+        (["relax", *LOW, "--format", "peft"], ["base", "adapter"]),
+    ],
+)
+def test_results_verify_and_are_reproduced(words, made, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["recurse", words[0], str(base), *words[1:], "-o", str(out)]) == 0
+    for part in made:
+        assert main(["verify", str(out / part)]) == 0
+        assert main(["reproduce", str(out / part)]) == 0
+    told = capsys.readouterr()
+    assert "failed" not in told.out
+    assert "of the model's parameters" in told.err
+
+
+def test_a_tied_model_loads_whole_by_verify(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["recurse", "relax", str(base), *LOW, "-o", str(out)])
+    capsys.readouterr()
+    assert main(["verify", str(out), "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["loading"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("norms", [[], ["--tie-norms"]])
+def test_inspect_tells_every_depth(norms, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["recurse", "tie", str(base), "--blocks", "2", *norms, "-o", str(out)])
+    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 0
+    assert "recursive  4 layers" in capsys.readouterr().out
+
+
+def test_energy_is_printed_by_linear_layer(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["recurse", "relax", str(base), *LOW, "-o", str(out)])
+    told = capsys.readouterr().out
+    assert "energy of self_attn.q_proj: 0." in told
+    assert "energy in all: 0." in told
+
+
+def test_untie_makes_a_base_and_an_adapter(base, tmp_path):
+    tied, out = tmp_path / "tied", tmp_path / "out"
+    main(["recurse", "relax", str(base), *LOW, "-o", str(tied)])
+    assert main(["recurse", "untie", str(tied), "-o", str(out)]) == 0
+    assert (out / "base" / "config.json").exists()
+    assert (out / "adapter" / "adapter_config.json").exists()
+    assert main(["verify", str(out / "base")]) == 0
+
+
+def test_untie_without_factors_makes_one_model(base, tmp_path):
+    tied, out = tmp_path / "tied", tmp_path / "out"
+    main(["recurse", "tie", str(base), "--blocks", "2", "-o", str(tied)])
+    assert main(["recurse", "untie", str(tied), "-o", str(out)]) == 0
+    assert (out / "config.json").exists()
+
+
+def test_nothing_is_written_by_a_dry_run(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["recurse", "relax", str(base), *LOW, "--format", "peft", "-o", str(out), "--dry-run"]
+    assert main(words) == 0
+    assert not out.exists()
+
+
+def test_one_json_object_is_printed(base, tmp_path, capsys):
+    for form in ("tied", "peft"):
+        out = tmp_path / form
+        main(["recurse", "relax", str(base), *LOW, "--format", form, "--json", "-o", str(out)])
+        assert json.loads(capsys.readouterr().out)["output"] == str(out)
+
+
+def test_eval_runs_a_recursive_model(fixtures_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    text = tmp_path / "text.txt"
+    text.write_text("def main():\n    return 0\n" * 20)
+    words = ["--blocks", "2", "--rank", "128", "-o", str(out)]
+    main(["recurse", "relax", str(fixtures_dir / "base"), *words])
+    capsys.readouterr()
+    base = str(fixtures_dir / "base")
+    assert main(["eval", base, str(out), "--text", str(text), "--bootstrap", "10", "--json"]) == 0
+    assert "nan" not in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("command", ["eval", "verify"])
+def test_changed_code_beside_the_weights_is_not_run(command, fixtures_dir, tmp_path, capsys):
+    out, text, mark = tmp_path / "out", tmp_path / "text.txt", tmp_path / "mark"
+    text.write_text("x = 1\n")
+    main(["recurse", "tie", str(fixtures_dir / "base"), "--blocks", "2", "-o", str(out)])
+    code = out / "modeling_recursive.py"
+    code.write_text(code.read_text() + f"\nopen({str(mark)!r}, 'w')\n")
+    words = {"eval": ["eval", str(out), "--text", str(text)], "verify": ["verify", str(out)]}
+    assert main(words[command]) != 0
+    assert not mark.exists()
+    told = capsys.readouterr()
+    assert "is not this version's file of that name" in told.out + told.err
