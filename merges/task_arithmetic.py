@@ -60,8 +60,11 @@ def task_arithmetic(
 def _added(x: Slices, factors: Sequence[float]) -> Tensor:
     """Subtract the negative: minus plus zero leaves -0.0 in the base as it is."""
     first, *others = x.models
-    result = (first - x.base) * factors[0]
+    result = first - x.base
+    result *= factors[0]
     for model, factor in zip(others, factors[1:], strict=True):
-        result += (model - x.base) * factor
+        delta = model - x.base
+        delta *= factor
+        result += delta
     result += 0.0
     return x.base - result
