@@ -44,6 +44,7 @@ def context(
         RecipeError: the factor or the length makes no sense.
         PlanError: the model has no rotary positions, or is extended already.
     """
+    factor = float(factor)
     _check(factor, method, original_max)
     if base.config is None:
         fact = "has no config.json, which is all that would change"
@@ -111,6 +112,8 @@ def _scaled(
     found = with_rotary(text, rotary, {**old, **make()})
     if ORIGINAL in text:
         found[ORIGINAL] = length
+    if rotary.head is not None and method in ("yarn", "dynamic"):
+        found["head_dim"] = rotary.head  # transformers takes a null for the size itself here
     return found
 
 

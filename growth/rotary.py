@@ -30,11 +30,13 @@ class Rotary:
         parameters: of the layers that look at everything; `rope_theta` is among them if known.
         sliding: of those that look at a window, where they have their own.
         dimensions: how many of a head's are rotated; None where the config does not tell.
+        head: the size of a head, where the config leaves it to be computed.
     """
 
     parameters: Mapping[str, Any]
     sliding: Mapping[str, Any] | None
     dimensions: int | None
+    head: int | None
 
     @property
     def kind(self) -> str | None:
@@ -72,6 +74,7 @@ def _nested(told: Mapping[str, Any], text: Mapping[str, Any], place: object) -> 
         parameters=parameters,
         sliding=sliding if isinstance(sliding, dict) else {"rope_type": "default"},
         dimensions=_dimensions(text, parameters.get("partial_rotary_factor")),
+        head=_head(text),
     )
 
 
@@ -83,6 +86,7 @@ def _old_by_kind(text: Mapping[str, Any], family: str) -> Rotary:
         parameters={"rope_theta": theta, **_typed(text.get("rope_scaling") or {})},
         sliding={"rope_type": "default", "rope_theta": own},
         dimensions=_dimensions(text, None),
+        head=_head(text),
     )
 
 
@@ -100,6 +104,7 @@ def _flat(told: Mapping[str, Any], text: Mapping[str, Any], family: str) -> Rota
         parameters=found,
         sliding=None,
         dimensions=_dimensions(text, found.get("partial_rotary_factor")),
+        head=_head(text),
     )
 
 
@@ -111,12 +116,18 @@ def _typed(scaling: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "rope_type": kind} if kind else rest
 
 
+def _head(text: Mapping[str, Any]) -> int | None:
+    """Return the size of a head where the config leaves it to be computed."""
+    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
+    told = text.get("head_dim") or text.get("qk_rope_head_dim")
+    if told or not isinstance(heads, int) or not isinstance(width, int) or not heads:
+        return None
+    return width // heads
+
+
 def _dimensions(text: Mapping[str, Any], partial: float | None) -> int | None:
     """Return how many dimensions of a head are rotated."""
-    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
-    head: Any = text.get("qk_rope_head_dim") or text.get("head_dim")
-    if not head and isinstance(heads, int) and isinstance(width, int) and heads:
-        head = width // heads
+    head: Any = text.get("qk_rope_head_dim") or text.get("head_dim") or _head(text)
     if not isinstance(head, int):
         return None
     whole = text.get("qk_rope_head_dim") is not None

@@ -9,7 +9,7 @@ import numpy as np
 
 from growth.vocab.newrows import Init, NewRows
 from growth.vocab.pieces import Cutter
-from growth.vocab.rebuild import refuse_bare, vocabulary_plan, without
+from growth.vocab.rebuild import refuse_bare, refuse_unnamed, vocabulary_plan, without
 from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.jsonfile import read_json_object, read_small_file
 from surgery.errors import RecipeError
@@ -47,12 +47,14 @@ def extend(
     Raises:
         RecipeError: a token is there already, empty or named twice.
         CheckpointError: the tokenizer cannot be added to.
+        PlanError: the config names an id that is no token.
     """
     if init not in get_args(How):
         raise RecipeError(f"--init {init}", f"is none of {', '.join(get_args(How))}")
     refuse_bare(base, "extended")
     vocabulary = read_vocabulary(base)
     _check(tokens, vocabulary)
+    refuse_unnamed(base, vocabulary)
     flags = {**dict.fromkeys(FLAGS, False), "normalized": not special, "special": special}
     union = unite(vocabulary, [], dict.fromkeys(tokens, flags))
     size = max(vocabulary.rows, max(union.ids.values()) + 1)

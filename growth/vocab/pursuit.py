@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 1 << 22  # elements of the atoms that are looked at together
-STATE = 1 << 23  # elements of the orthonormal bases of the targets worked on together
+BLOCK = 1 << 20  # elements of the atoms that are looked at together
+STATE = 1 << 25  # bytes of the orthonormal bases of the targets worked on together
 NOTHING = 1e-6  # of an atom's length: what is left of it then is rounding
 
 
-def targets_at_once(steps: int, columns: int) -> int:
-    """Return how many targets fit in `STATE`."""
-    return max(STATE // (steps * columns), 1)
+def targets_at_once(steps: int, columns: int, width: int) -> int:
+    """Return how many targets fit in `STATE`, of floats of so many bytes."""
+    return max(STATE // (steps * columns * width), 1)
 
 
-def scratch(steps: int, columns: int, atoms: int, width: int) -> int:
-    """Return the bytes that `pursue` holds beside targets and atoms.
-
-    Args:
-        width: bytes of a float.
-    """
-    count = targets_at_once(steps, columns)
+def scratch(targets: int, steps: int, columns: int, width: int) -> int:
+    """Return the bytes that `pursue` holds beside targets and atoms."""
+    basis = 2 * steps * columns + 8 * columns + 2 * steps * steps + 4 * steps
     block = max(BLOCK // columns, 1)
-    bases = 3 * count * steps * columns + 2 * count * steps * steps
-    return width * (bases + 2 * BLOCK + 2 * count * min(block, atoms)) + 9 * atoms
+    return width * (targets * (basis + 2 * block) + 2 * max(BLOCK, columns))
 
 
 def inverse_lengths(atoms: "Tensor", like: "Tensor") -> "Tensor":

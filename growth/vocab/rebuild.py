@@ -6,8 +6,12 @@ from typing import Any
 
 from growth.vocab.newrows import NewRows, resized_table
 from surgery.checkpoint import Checkpoint, TensorInfo
-from surgery.errors import CheckpointError
+from surgery.checkpoint.jsonfile import read_json_object
+from surgery.errors import CheckpointError, PlanError
 from surgery.plan import Plan, Step, TensorSpec, check_plan
+from surgery.vocabulary.config import moved
+from surgery.vocabulary.donor import GENERATION
+from surgery.vocabulary.read import Vocabulary
 from surgery.vocabulary.tables import (
     Table,
     embedding,
@@ -109,6 +113,33 @@ def refuse_bare(base: Checkpoint, what: str) -> None:
     if base.bare or base.config is None:
         fact = f"is a file without tokenizer and config, so its vocabulary cannot be {what}"
         raise CheckpointError(base.ref, fact, "name the model's directory")
+
+
+def named_ids(base: Checkpoint) -> set[int]:
+    """Return the ids that config and generation config name."""
+    found: set[int] = set()
+
+    def note(number: int) -> int:
+        found.add(number)
+        return number
+
+    moved(base.config or {}, note, [])
+    path = next((path for path in base.carried if path.name == GENERATION), None)
+    moved(read_json_object(path) if path else {}, note, [])
+    return found
+
+
+def refuse_unnamed(base: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Refuse a model whose config names a row that no token stands for.
+
+    Raises:
+        PlanError: it does; the row would get another meaning, or go.
+    """
+    named = named_ids(base) - set(vocabulary.ids.values())
+    number = min((n for n in named if n < vocabulary.rows), default=None)
+    if number is not None:
+        fact = f"names the id {number}, which is no token of the tokenizer"
+        raise PlanError(base.root / "config.json", fact, "add the token to the tokenizer first")
 
 
 def without(files: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:

@@ -20,7 +20,8 @@ from surgery.vocabulary.rows import Numbers
 if TYPE_CHECKING:
     from torch import Tensor
 
-READ = 1 << 22  # elements read at once
+READ = 1 << 20  # elements read at once
+THREADS = 8  # each holds bases of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def sparse_step(table: TensorInfo, donor: TensorInfo, rows: Sparse) -> Step:
 
 
 def _threads() -> int:
-    return min(os.cpu_count() or 1, 16)
+    return min(os.cpu_count() or 1, THREADS)
 
 
 def _scratch(table: TensorInfo, donor: TensorInfo, rows: Sparse) -> int:
@@ -79,9 +80,13 @@ def _scratch(table: TensorInfo, donor: TensorInfo, rows: Sparse) -> int:
         (BITS[t.dtype] // 8 * (len(rows.shared) + extra) * t.shape[1])
         for t, extra in ((donor, len(rows.fresh)), (table, 0))
     ]
-    each = scratch(rows.steps, donor.shape[1], len(rows.shared), 8)
-    sums = 16 * len(rows.fresh) * rows.steps
-    return max(sides) + _threads() * each + sums + 4 * 8 * READ
+    width = 8 if {table.dtype, donor.dtype} & {"F32", "F64"} else 4
+    count, columns = len(rows.fresh), donor.shape[1]
+    at_once = min(targets_at_once(rows.steps, columns, width), count)
+    workers = min(_threads(), -(-count // max(at_once, 1)))
+    each = scratch(at_once, rows.steps, columns, width)
+    sums = 2 * (8 + width) * count * rows.steps + 8 * len(rows.donor)
+    return max(sides) + workers * each + sums + 4 * 8 * READ
 
 
 def _make(base: Stored, donor: Stored, rows: Sparse, codes: tuple[str, str]) -> Iterator[Any]:
@@ -107,7 +112,7 @@ def _sums(donor: Stored, rows: Sparse, code: str) -> "tuple[Tensor, Tensor, floa
         length = torch.linalg.vector_norm(chunk, dim=1).clamp(min=torch.finfo(chunk.dtype).tiny)
         return taken, weights, torch.linalg.vector_norm(left, dim=1) / length
 
-    step = targets_at_once(rows.steps, donor.shape[1])
+    step = targets_at_once(rows.steps, donor.shape[1], donor.dtype.itemsize)
     parts = list(_in_order(work, range(0, len(targets), step)))
     if not parts:
         empty = torch.zeros(0, rows.steps)

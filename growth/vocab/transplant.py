@@ -62,7 +62,7 @@ def transplant(base: Checkpoint, donor: Checkpoint, *, method: Method = "omp", k
         written={**files.written, **configs},
         facts={"tokens": len(new.ids), "shared": int((named >= 0).sum())}
         | _summed(rows, new, method),
-        notes=(*files.notes, *lost, *_roles(named, new)),
+        notes=(_told(rows, new), *files.notes, *lost, *_roles(named, new)),
         others=(donor,),
         make=_maker(donor, new, named, k) if method == "omp" else lambda _: None,
     )
@@ -146,6 +146,11 @@ def _mover(old: Vocabulary, new: Vocabulary, size: int) -> Move:
         return number if number < size and number not in taken else None
 
     return move
+
+
+def _told(rows: NewRows, new: Vocabulary) -> str:
+    known = int((rows.copy >= 0).sum())
+    return f"{known} of the tokenizer's {len(new.ids)} tokens keep their rows"
 
 
 def _roles(named: Numbers, new: Vocabulary) -> list[str]:

@@ -8,7 +8,13 @@ import numpy as np
 
 from growth.vocab.closure import base_tokens, check_trimmable, needed
 from growth.vocab.newrows import NewRows
-from growth.vocab.rebuild import refuse_bare, vocabulary_plan, without
+from growth.vocab.rebuild import (
+    named_ids,
+    refuse_bare,
+    refuse_unnamed,
+    vocabulary_plan,
+    without,
+)
 from growth.vocab.renumber import (
     MAP,
     OBSOLETE,
@@ -23,8 +29,7 @@ from surgery.checkpoint.jsonfile import read_json_object
 from surgery.describe import ranges
 from surgery.errors import RecipeError
 from surgery.plan import Plan
-from surgery.vocabulary.config import moved
-from surgery.vocabulary.donor import GENERATION, new_configs
+from surgery.vocabulary.donor import new_configs
 from surgery.vocabulary.read import Vocabulary, compact, read_vocabulary
 
 
@@ -73,6 +78,7 @@ def trimmable(base: Checkpoint) -> Vocabulary:
         remedy = "load it with transformers and save it once, which writes one"
         raise RecipeError(vocabulary.ref, fact, remedy)
     check_trimmable(vocabulary)
+    refuse_unnamed(base, vocabulary)
     return vocabulary
 
 
@@ -100,22 +106,13 @@ def _plan(
         carried=without(base.carried, OBSOLETE),
         written=files | settings_files(told, new) | configs,
         facts={"tokens_before": len(vocabulary.ids), "tokens": len(new), **facts},
-        notes=tuple(lost),
+        notes=(f"{len(new)} of {len(vocabulary.ids)} tokens stay", *lost),
     )
 
 
 def _named(base: Checkpoint, vocabulary: Vocabulary, old: Mapping[int, str]) -> set[str]:
     """Return the tokens that configs, roles, settings and the post-processor name."""
-    found: set[str] = set()
-
-    def note(number: int) -> int:
-        found.update([old[number]] if number in old else [])
-        return number
-
-    moved(base.config or {}, note, [])
-    for path in base.carried:
-        if path.name == GENERATION:
-            moved(read_json_object(path), note, [])
+    found = {old[number] for number in named_ids(base) if number in old}
     document = vocabulary.document or {}
     found |= set(vocabulary.roles.values()) | named_tokens(vocabulary.settings)
     found |= processor_tokens(document.get("post_processor"))
