@@ -1,5 +1,6 @@
 """What of a model is tied, what stays per depth, and whether it can be made recursive at all."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from surgery.lora.modules import MATRIX, NOT_LINEAR
 
 PREFIX = "model.layers"  # of the decoders that the model class builds
 WEIGHT = ".weight"
+MIXTURE = re.compile(r"(^|\.)(router|gate|experts)(\.|$)")  # tied, but without factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class Looped:
     """A model, and how its layers are to be tied; names are those within a layer.
 
     Attributes:
-        linears: weights of linear layers: tied.
+        linears: weights of linear layers, experts and routers: tied.
         gains: vectors (norms, biases): held per depth, or tied as well.
         tie_norms: whether the latter.
     """
@@ -72,8 +74,20 @@ class Looped:
         return before, [name for name in found if name not in before]
 
 
-def survey(base: Checkpoint, *, blocks: int, scheme: Scheme, init: Init, tie_norms: bool) -> Looped:
+def survey(
+    base: Checkpoint,
+    *,
+    blocks: int,
+    scheme: Scheme,
+    init: Init,
+    tie_norms: bool,
+    factors: bool,
+) -> Looped:
     """Find what is to be tied.
+
+    Args:
+        factors: linear layers are to get low-rank factors, which experts cannot have: they are
+            one tensor once they are loaded.
 
     Raises:
         RecipeError: the loops do not fit the layers.
@@ -81,12 +95,12 @@ def survey(base: Checkpoint, *, blocks: int, scheme: Scheme, init: Init, tie_nor
     """
     _check_model(base)
     parts = anatomy(base)
-    _check_parts(base, parts)
+    _check_parts(base, parts, factors=factors)
     loops = lay_loops(parts.layers, blocks=blocks, scheme=scheme, init=init)
     check_kinds(base, parts)
     _check_alike(base, parts)
     names = parts.stack.layers[0]
-    linears = tuple(n for n in names if _is_linear(base.tensors[parts.stack.name(0, n)], n))
+    linears = tuple(n for n in names if _is_tied(base.tensors[parts.stack.name(0, n)], n))
     _check_rest(base, parts, [n for n in names if n not in linears])
     return Looped(
         base=base,
@@ -119,11 +133,11 @@ def _check_model(base: Checkpoint) -> None:
         raise PlanError(base.ref, fact, "use an architecture that transformers knows")
 
 
-def _check_parts(base: Checkpoint, parts: Anatomy) -> None:
+def _check_parts(base: Checkpoint, parts: Anatomy, *, factors: bool) -> None:
     """Refuse what the recursive model class does not build."""
-    if parts.experts:
-        fact = f"has {parts.experts} experts a layer, which are not tied"
-        raise PlanError(base.ref, fact, "name a dense model")
+    if parts.experts and factors:
+        fact = f"has {parts.experts} experts a layer, which get no factors"
+        raise PlanError(base.ref, fact, "tie it without: surgery recurse tie")
     if parts.section or parts.other_stacks:
         fact = "has towers or stacks beside the language model's layers"
         raise PlanError(base.ref, fact, "name a model of text alone")
@@ -152,9 +166,10 @@ def _check_alike(base: Checkpoint, parts: Anatomy) -> None:
                 raise PlanError(here.name, f"is stored as {here.dtype}, which is not computed with")
 
 
-def _is_linear(tensor: TensorInfo, rest: str) -> bool:
+def _is_tied(tensor: TensorInfo, rest: str) -> bool:
     module = rest.removesuffix(WEIGHT)
-    return module != rest and len(tensor.shape) == MATRIX and not NOT_LINEAR.search(module)
+    known = MIXTURE.search(module) or not NOT_LINEAR.search(module)
+    return module != rest and len(tensor.shape) == MATRIX and bool(known)
 
 
 def _check_rest(base: Checkpoint, parts: Anatomy, names: list[str]) -> None:

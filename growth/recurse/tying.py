@@ -56,7 +56,9 @@ def tie(
     low-rank factor on the linear layers makes up for a tied gain.
     """
     check_format(format, None, parts=("peft",))
-    looped = survey(base, blocks=blocks, scheme=scheme, init=init, tie_norms=tie_norms)
+    looped = survey(
+        base, blocks=blocks, scheme=scheme, init=init, tie_norms=tie_norms, factors=False
+    )
     how = How()
     form = tied_form(looped, {}, how) if format == "tied" else dense_form(looped, {}, how)
     asked: dict[str, Any] = {"blocks": blocks, "init": init, "scheme": scheme}
@@ -110,7 +112,9 @@ def relax(
     """
     check_format(format, part, parts=("peft",))
     _check(rank, energy, svd, device)
-    looped = survey(base, blocks=blocks, scheme=scheme, init=init, tie_norms=tie_norms)
+    looped = survey(
+        base, blocks=blocks, scheme=scheme, init=init, tie_norms=tie_norms, factors=True
+    )
     fold = format == "peft" and not tie_norms
     if format == "peft":
         check_foldable(looped)
