@@ -127,6 +127,19 @@ def _named(name: str, kind: str, bases: tuple[type, ...], **members: object) -> 
     return made
 
 
+class Factor(nn.Module):
+    """A matrix that multiplies; no `nn.Linear`, or asks for all linears would find it."""
+
+    def __init__(self, into: int, out: int, like: Tensor) -> None:
+        super().__init__()
+        weight = torch.zeros(out, into, device=like.device, dtype=like.dtype)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: [..., in] to [..., out]."""
+        return nn.functional.linear(x, self.weight)
+
+
 class LoraLinear(nn.Linear):
     """`W x + b + B A x`: a linear whose weight other depths share, and a term of its own."""
 
@@ -134,10 +147,8 @@ class LoraLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=False)
         self.weight, self.bias = linear.weight, linear.bias
-        device, dtype = linear.weight.device, linear.weight.dtype
-        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=dtype)
-        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=dtype)
-        nn.init.zeros_(self.lora_B.weight)
+        self.lora_A = Factor(linear.in_features, rank, linear.weight)
+        self.lora_B = Factor(rank, linear.out_features, linear.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: [..., in] to [..., out]."""
@@ -216,6 +227,8 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
     def _recur(self) -> None:
         config = self.config
         config.check_recursion()
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("quantization_config: it would part tied layers: materialize first")
         layers = _layers(self)
         _check_names(config.per_depth, layers)
         for depth, layer in enumerate(layers):
@@ -240,14 +253,11 @@ class RecursiveForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
 
     def initialize_weights(self) -> None:
         """Stock numbers for what no checkpoint filled, but no low-rank term: B = 0."""
-        fresh = [
-            module.lora_B
-            for module in self.modules()
-            if isinstance(module, LoraLinear) and not _filled(module.lora_B)
-        ]
         super().initialize_weights()
-        for factor in fresh:
-            factor.weight.data.zero_()
+        for module in self.modules():
+            if isinstance(module, LoraLinear):
+                _fill(module.lora_A, module.in_features**-0.5)
+                _fill(module.lora_B, 0.0)
 
     def forward(  # noqa: PLR0917
         self,
@@ -406,9 +416,13 @@ def _check_cache(cache: object, last: int) -> None:
         raise ValueError("num_loops: the cache was filled with fewer loops: start a new one")
 
 
-def _filled(module: nn.Module) -> bool:
+def _fill(factor: Factor, deviation: float) -> None:
+    # The flag is transformers', on each parameter that came from the checkpoint.
     flag = "_is_hf_initialized"
-    return any(getattr(holder, flag, False) for holder in (module, module.weight))
+    if not getattr(factor.weight, flag, False):
+        with torch.no_grad():
+            factor.weight.normal_(0.0, deviation)
+        setattr(factor.weight, flag, True)
 
 
 RecursiveConfig.register_for_auto_class()

@@ -171,6 +171,17 @@ def test_a_trained_model_is_saved_and_loaded_as_trained(tied, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks by it
+def test_adapters_on_all_linears_leave_low_rank_factors_alone(tied):
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules="all-linear")
+    model = peft.get_peft_model(open_tied(tied("llama", "relaxed").path), config)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 4 * 7 * 2
+    assert all(name.endswith(".default.weight") for name in trained)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks by it
 @pytest.mark.parametrize("kind", ["plain", "relaxed"])
 def test_adapters_wrap_train_and_load_again(tied, tmp_path, kind):
     import peft
@@ -238,6 +249,21 @@ def test_a_vocabulary_may_grow(tied, tmp_path):
         again = open_tied(tmp_path)
         assert torch.equal(again(ids).logits[..., :264], before)
     assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_initialising_again_leaves_trained_factors(recursive):
+    model = type(recursive("llama", "relaxed"))(copy.deepcopy(recursive("llama", "relaxed").config))
+    factor = model.model.layers[1].self_attn.q_proj.lora_B.weight
+    torch.nn.init.ones_(factor)
+    model.init_weights()
+    assert factor.min() == 1
+
+
+def test_quantising_is_refused(recursive):
+    config = copy.deepcopy(recursive("llama").config)
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(ValueError, match="materialize first"):
+        type(recursive("llama"))(config)
 
 
 def test_a_copy_and_a_pickle_of_a_config_are_the_config(recursive):
