@@ -227,12 +227,15 @@ class _Work:
             yield "norms over all heads see another mean square if heads are copied unevenly"
         if self.how.noise:
             yield "the embedding's copies are alike; training sets them apart by what reads them"
+        if self.how.method == "fpi" and max(uneven, default=1) > 2 and self._is_narrow():  # noqa: PLR2004
+            yield "weights are divided by three or more copies and rounded to their dtype"
         if self._rounds():
             yield "the embedding's factor and the last norm's gains are rounded to their dtype"
 
     def _rounds(self) -> bool:
-        if self.found.heads.family not in GEMMAS or not self.tied:
-            return False
+        return self.found.heads.family in GEMMAS and self.tied and self._is_narrow()
+
+    def _is_narrow(self) -> bool:
         return self.base.tensors[self.found.parts.embedding or ""].dtype not in WIDE
 
 

@@ -1,5 +1,6 @@
 """A matrix for repeated inputs: copies of its inputs that add up to it, bit for bit."""
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Bits of a number, the leading one included, and the exponent of the smallest above zero.
 PRECISION = {"F64": (53, -1074), "F32": (24, -149), "F16": (11, -24), "BF16": (8, -133)}
 MATRIX = 2
+BLOCK = 1 << 18  # numbers that are split at once
+FLOATS = 6  # arrays of as many numbers that the arithmetic holds
 MOST_NOISE = 0.4  # so that no share is larger than the whole, which the grid could not hold
 
 
@@ -50,19 +53,27 @@ def split_inputs(
     shape = list(wide.shape)
     shape[inputs] *= count
     old, key = wide.shape[inputs], key_of(f"{seed}\0{tensor.name}")
+    line = count * math.prod(wide.shape[1:])
+    block = max(BLOCK // line, 1)
 
     def make(read: ReadRows, start: int, rows: int) -> "torch.Tensor":
+        import torch
+
+        ends = [*range(start, start + rows, block), start + rows]
+        return torch.cat([part(read, a, b) for a, b in itertools.pairwise(ends)])
+
+    def part(read: ReadRows, start: int, end: int) -> "torch.Tensor":
         import numpy as np
         import torch
 
-        numbers = np.arange(start, start + rows)
+        numbers = np.arange(start, end)
         lines = numbers if last else numbers % old
-        found = read_rows(read, wide, start, rows) if last else gather(read, wide, lines)
+        found = read_rows(read, wide, start, len(lines)) if last else gather(read, wide, lines)
         floats = found.double().numpy()
         errors = draw(floats.shape, lines, count, noise=noise, key=key) if noise else None
         parts = shares(floats, count, dtype=tensor.dtype, errors=errors)
-        made = np.concatenate(parts, axis=1) if last else parts[numbers // old, np.arange(rows)]
-        return torch.from_numpy(made)
+        made = np.concatenate(parts, axis=1) if last else parts[numbers // old, numbers - start]
+        return torch.from_numpy(made).to(found.dtype)  # exact: shares are numbers of that dtype
 
     return make_view(
         tensor.name,
@@ -72,7 +83,7 @@ def split_inputs(
         make=make,
         why=f"split over {count} copies" + (", with noise" if noise else ""),
         key=f"{inputs} {noise!r} {key} {getattr(wide, 'key', '')}",
-        held=8 * (count + 3) * max(wide.shape[-1], 1) + getattr(wide, "held", 0),
+        held=FLOATS * 8 * line * block + getattr(wide, "held", 0),
     )
 
 

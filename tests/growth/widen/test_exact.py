@@ -93,7 +93,11 @@ def test_a_fresh_process_loads_it(wide, parent):
         "print(json.dumps(m(torch.arange(24)[None], use_cache=False).logits.tolist()))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
     with torch.no_grad():

@@ -84,12 +84,14 @@ def test_a_head_that_is_lost_is_refused(structure, tmp_path):
 
 def test_planning_loads_no_torch(structure):
     code = (
-        "import sys; from growth.widen import widen; from surgery.checkpoint import open_checkpoint;"
+        "import sys; from growth.widen import widen;"
+        "from surgery.checkpoint import open_checkpoint;"
         "plan = widen(open_checkpoint(sys.argv[1]), factor=2, noise=0.3);"
         "print(len(plan.steps), 'torch' in sys.modules)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(structure("llama"))],
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
