@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 Function = Callable[["Slices"], Any]
 Passes = Generator["Each | Tell", Any, Function]
@@ -59,16 +59,22 @@ class Slices:
         """The slices of the task vectors, model - base; fresh tensors, to be changed in place."""
         return [model - self.base for model in self.models]
 
-    def bits(self, model: int) -> "np.ndarray[Any, np.dtype[np.uint32]]":
-        """Return 32 random bits per element, decided by seed, tensor name, model and part."""
+    def bits(
+        self, model: int, *, kind: str = "uint32", stream: int = 0, count: int | None = None
+    ) -> "Array":
+        """Return random integers of a dtype, all bits random: `count`, or one for every element.
+
+        Decided by seed, tensor name, model, part, and which `stream` of them is asked for.
+        """
         import numpy as np
 
         text = f"{self._place.seed}\0{self._place.name}\0{model}\0{self.part.index}"
+        text += f"\0{stream}" if stream else ""
         key = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
-        raw = np.random.SFC64(np.random.SeedSequence(key.tolist())).random_raw(
-            (self.part.count + 1) // 2
-        )
-        return raw.view(np.uint32)[: self.part.count]
+        wanted = self.part.count if count is None else count
+        size = wanted * np.dtype(kind).itemsize
+        raw = np.random.SFC64(np.random.SeedSequence(key.tolist())).random_raw(-(-size // 8))
+        return raw.view(kind)[:wanted]
 
 
 class Each:

@@ -10,13 +10,23 @@ Draw = Callable[[Slices, int, Array], Array]
 
 
 def at_random(density: Sequence[float]) -> Vectors:
-    """Keep every element with the same probability: where its random bits are below it."""
+    """Keep every element with the same probability: where its 32 random bits are below it.
+
+    The first eight decide, but for one element in 256, where they equal the probability's.
+    """
     below = [min(round(share * 2**32), 2**32 - 1) for share in density]
 
     def draw(x: Slices, model: int, _: Array) -> Array:
         import numpy as np
 
-        return x.bits(model) < np.uint32(below[model])
+        first, rest = divmod(below[model], 1 << 24)
+        drawn = x.bits(model, kind="uint8")
+        mask = drawn < np.uint8(first)
+        if rest:
+            edge = np.flatnonzero(drawn == np.uint8(first))
+            more = x.bits(model, stream=1, count=len(edge)) >> np.uint32(8)
+            mask[edge] = more < np.uint32(rest)
+        return mask
 
     return by_masks(draw, [n for n, share in enumerate(density) if share < 1], len(density))
 

@@ -108,15 +108,20 @@ class Family:
     def _one(self, module, base, models, name, params):
         extra = {}
         if self.method.is_random:
-            extra["bits"] = lambda model: drawn(self.method, self.place(name), model)
+            extra["bits"] = lambda model, *first: drawn(
+                self.method, self.place(name), model, *first
+            )
         if self.method.takes_place:
             extra["place"] = self.place(name)
         given = base[name] if self.method.base != "none" else None
         return module.reference(given, [model[name] for model in models], **extra, **params)
 
 
-def drawn(method, place, model):
-    """The random bits of a whole tensor, [elements], drawn part by part as the engine does."""
+def drawn(method, place, model, first=None):
+    """The random bits of a whole tensor, [elements], drawn part by part as the engine does.
+
+    Told the first eight bits that do not decide, only where those are drawn 24 more follow.
+    """
     import numpy as np
 
     from surgery.passes import Slices
@@ -129,8 +134,17 @@ def drawn(method, place, model):
     size = part_size(row)
     starts = range(0, total, size)
     parts = [Part(n, at, min(size, total - at)) for n, at in enumerate(starts)]
-    bits = [Slices(part, None, [], place).bits(model) for part in parts]
+    bits = [_bits(Slices(part, None, [], place), model, first) for part in parts]
     return torch.from_numpy(np.concatenate(bits).astype(np.int64)).view(shape)
+
+
+def _bits(slices, model, first):
+    if first is None:
+        return slices.bits(model)
+    found = slices.bits(model, kind="uint8").astype("uint32") << 24
+    edge = (found >> 24) == first
+    found[edge] += slices.bits(model, stream=1, count=edge.sum()) >> 8
+    return found
 
 
 def spacing(values, dtype):

@@ -16,10 +16,10 @@ ORDERED = "masks are drawn by a model's place"
 
 def dropped(vectors, density, bits, rescale):
     """Keep an element where its 32 bits are below density * 2^32."""
-    after = [
-        torch.where(bits(n) < round(share * 2**32), v, torch.zeros_like(v))
-        for n, (v, share) in enumerate(zip(vectors, density, strict=True))
-    ]
+    after = []
+    for n, (v, share) in enumerate(zip(vectors, density, strict=True)):
+        below = round(share * 2**32)
+        after.append(torch.where(bits(n, below >> 24) < below, v, torch.zeros_like(v)))
     how = {True: "l1", False: "none"}.get(rescale, rescale)
     return rescaled(vectors, after, how, density)
 
