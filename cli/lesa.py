@@ -21,8 +21,8 @@ def command(
     ] = None,
     norms: Annotated[
         Norms,
-        typer.Option(help="New norms and biases: the neighbours' mean, or the first layer's."),
-    ] = "neighbours",
+        typer.Option(help="New norms and biases: the first layer's, or the neighbours' mean."),
+    ] = "first",
     seed: Annotated[int, typer.Option(help="Of the small networks.")] = 0,
     writing: Writing,
 ) -> None:

@@ -15,7 +15,7 @@ from surgery.layers.config import remap_config
 from surgery.layers.kinds import check_kinds
 from surgery.plan import Plan, Step, TensorSpec, check_plan
 
-Norms = Literal["neighbours", "first"]
+Norms = Literal["first", "neighbours"]
 MATRIX = 2
 FEWEST = 3  # layers that a window of training has
 
@@ -27,7 +27,7 @@ def lesa(
     *,
     insert: str | None = None,
     blocks: int | None = None,
-    norms: Norms = "neighbours",
+    norms: Norms = "first",
     seed: int = 0,
 ) -> Plan:
     """Insert layers between neighbours, each matrix predicted in the basis that all layers share.
@@ -39,8 +39,8 @@ def lesa(
     Args:
         insert: layers that a new one is to follow, such as `3,5`; ranges include both ends.
         blocks: instead, how many new layers, in the last gaps between layers, as the authors.
-        norms: norms and biases of a new layer: the mean of its neighbours', or layer 0's as the
-            authors' notebook has them, whose gains are those of the raw embedding.
+        norms: norms and biases of a new layer: layer 0's as in the authors' notebook, whose
+            gains are small, so that a poor prediction does less harm; or its neighbours' mean.
         seed: of the network's first weights and of the order of its training.
 
     Raises:
@@ -50,7 +50,7 @@ def lesa(
     Source: LESA, arXiv 2502.13794, section 3, and the authors' notebook: 256 hidden units, ReLU,
     10 epochs of batches of 64, AdamW at 1e-3, loss 0.9995 MSE + 0.0005 of the norms' squared
     difference. Deviations: the basis comes from the eigenvectors of the Gram matrix in float64,
-    directions below a millionth of the largest singular value left out; norms as said.
+    directions below a millionth of the largest singular value left out.
     """
     parts = anatomy(base)
     _check(base, parts)

@@ -69,9 +69,14 @@ def coalesce(
             config=config,
             carried=base.carried,
             facts={"levels": {"layers": [list(group) for group in layers], **parameters}},
-            notes=base.notes,
+            notes=(*base.notes, *_notes(parts, depth)),
         )
     )
+
+
+def _notes(parts: Anatomy, depth: bool) -> Iterator[str]:
+    if depth and parts.experts:
+        yield "experts of paired layers are averaged by their number, which may mean another one"
 
 
 def _layers(base: Checkpoint, parts: Anatomy, depth: bool, how: Pairing) -> Sequence[Sources]:
