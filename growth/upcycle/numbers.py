@@ -111,15 +111,20 @@ def _redrawn(
     spread: float,
     drawing: Any,  # noqa: ANN401 - a function
 ) -> "Tensor":
+    drawn, anew = drawing(part.index), selected(part, x)
+    mean, deviation = replaced
+    result = x.clone()
+    result[anew] = _normal(drawn, int(anew.sum()), x) * deviation + mean
+    if spread:
+        result += _normal(drawn, x.numel(), x).view(x.shape) * spread
+    return result
+
+
+def _normal(drawn: "np.random.Generator", count: int, like: "Tensor") -> "Tensor":
+    import numpy as np
     import torch
 
-    drawn = drawing(part.index)
-    mean, deviation = replaced
-    fresh = torch.from_numpy(drawn.standard_normal(x.shape)).to(x.dtype) * deviation + mean
-    result = torch.where(selected(part, x), fresh, x)
-    if spread:
-        result += torch.from_numpy(drawn.standard_normal(x.shape)).to(x.dtype) * spread
-    return result
+    return torch.from_numpy(drawn.standard_normal(count, dtype=np.float32)).to(like.dtype)
 
 
 def mean(*models: Any) -> Any:  # noqa: ANN401 - arrays of torch or numpy
