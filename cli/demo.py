@@ -16,6 +16,8 @@ TEXTS = ("mix", "uni", "arith")
 MARK = ".surgery-demo"  # says that the folder is the tour's own
 PROMPT = "for key, value in items:\n    if key"
 NEW_TOKENS = 32
+RANKS = ("4", "16", "64")
+BLIND = ("1", "3")
 
 
 def command(
@@ -34,6 +36,7 @@ def command(
     tour = _Tour()
     _grow(tour, output)
     _merge(tour, output)
+    _reshape(tour, output)
     tour.close(output)
 
 
@@ -71,6 +74,30 @@ def _merge(tour: "_Tour", output: Path) -> None:
     tour.run("transfer", "--tuned", uni, *bases, "-o", moved, "--force")
     tour.say("Measure all of them on the three domains; below the parent is better.")
     tour.run("eval", base, uni, arith, soup, negated, v2, moved, "--text", *texts)
+
+
+def _reshape(tour: "_Tour", output: Path) -> None:
+    base, text = output / "base", output / "mix.jsonl"
+    tour.say("Tie the four layers into two that are run twice: half the weights, and a heavy loss.")
+    tied = output / "base-tied"
+    tour.run("recurse", "tie", base, "--blocks", "2", "-o", tied, "--force")
+    tour.say("Relax the loop: each depth gets low-rank differences of its own, by SVD.")
+    relaxed = [output / f"base-relaxed{rank}" for rank in RANKS]
+    for rank, out in zip(RANKS, relaxed, strict=True):
+        ask = ("--blocks", "2", "--rank", rank)
+        tour.run("recurse", "relax", base, *ask, "-o", out, "--force")
+    tour.say("Drop the layer that does least on text, and beside it layers without looking.")
+    chosen = output / "base-pruned"
+    ask = ("--method", "block-influence", "--layers", "1", "--calibration", text)
+    tour.run("prune", base, *ask, "-o", chosen, "--force")
+    blind = [output / f"base-without{layer}" for layer in BLIND]
+    for layer, out in zip(BLIND, blind, strict=True):
+        tour.run("prune", base, "--layers", layer, "-o", out, "--force")
+    tour.say("Double the width: twice the channels and heads, and the same function.")
+    wide = output / "base-wide"
+    tour.run("widen", base, "--factor", "2", "-o", wide, "--force")
+    tour.say("The more rank, the less is lost; the layer that was chosen costs least.")
+    tour.run("eval", base, tied, *relaxed, chosen, *blind, wide, "--text", text)
 
 
 def _prepare(output: Path) -> None:
