@@ -162,13 +162,22 @@ def _table(
     copied[rows.shared] = np.arange(len(rows.shared))
     summed = np.full(rows.size, -1, np.int64)
     summed[rows.fresh] = np.arange(len(rows.fresh))
-    step = max(READ // (mine.shape[1] * (rows.steps + 1)), 1)
+    step = max(READ // mine.shape[1], 1)
     for start in range(0, rows.size, step):
         own, new = copied[start : start + step], summed[start : start + step]
         out = mean.to(weights.dtype).repeat(len(own), 1)
         here, there = (torch.from_numpy(np.flatnonzero(part >= 0)) for part in (own, new))
         out[here] = mine[torch.from_numpy(own[own >= 0])].to(out.dtype)
-        at = torch.from_numpy(new[new >= 0])
-        chosen = mine[atoms[at].reshape(-1)].to(out.dtype).view(len(at), rows.steps, -1)
-        out[there] = torch.einsum("tk,tkd->td", weights[at], chosen)
+        for at, to in _pairs(torch.from_numpy(new[new >= 0]), there, step // rows.steps):
+            chosen = mine[atoms[at].reshape(-1)].to(out.dtype)
+            chosen = chosen.view(len(at), rows.steps, mine.shape[1])
+            out[to] = torch.einsum("tk,tkd->td", weights[at], chosen)
         yield out
+
+
+def _pairs(one: "Tensor", other: "Tensor", size: int) -> "Iterator[tuple[Tensor, Tensor]]":
+    return (
+        zip(one.split(max(size, 1)), other.split(max(size, 1)), strict=True)
+        if len(one)
+        else iter(())
+    )

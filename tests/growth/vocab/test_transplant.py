@@ -10,6 +10,7 @@ import speakers
 import torch
 from safetensors.torch import load_file, save_file
 
+from growth.vocab import sparse
 from growth.vocab.pursuit import inverse_lengths, pursue
 from growth.vocab.sparse import Sparse, _make
 from growth.vocab.transplant import transplant
@@ -190,8 +191,6 @@ def test_tokenizer_and_ids_are_the_donors(moved):
 
 
 def test_the_result_does_not_depend_on_threads(moved, tmp_path, monkeypatch):
-    from growth.vocab import sparse
-
     base, donor, out, _ = moved("omp")
     monkeypatch.setattr(sparse, "_threads", lambda: 1)
     plan = transplant(*map(open_checkpoint, (base, donor)), k=5)
@@ -206,7 +205,9 @@ def test_a_pursuit_beyond_the_memory_is_refused_before_it_starts(moved, tmp_path
         preflight(plan, tmp_path / "out", memory=1 << 20)
 
 
-def test_rows_the_donor_has_not_are_copied_all_the_same():
+@pytest.mark.parametrize("read", [1, 8, 1 << 20])
+def test_rows_the_donor_has_not_are_copied_all_the_same(read, monkeypatch):
+    monkeypatch.setattr(sparse, "READ", read)
     generator = torch.Generator().manual_seed(0)
     tables = [torch.randn(6, 4, generator=generator), torch.randn(4, 4, generator=generator)]
     ids = [np.array(x) for x in ([0, 1, 5], [3, 4, 2], [0, 1], [2, 3])]
@@ -224,7 +225,12 @@ def test_rows_the_donor_has_not_are_copied_all_the_same():
     *blocks, _ = _make(*map(Memory, tables), rows, ("F32", "F32"))
     made = torch.cat(blocks)
     assert torch.equal(made[[0, 1, 5]], tables[0][[3, 4, 2]].double())
-    assert torch.allclose(made[6], tables[0].double().mean(0))
+    assert torch.allclose(made[4], tables[0].double().mean(0))
+    for new in (2, 3):
+        atoms = tables[1][:2].double().numpy()
+        taken, weights, _ = naive(tables[1][new].double().numpy(), atoms, 2)
+        wanted = weights @ tables[0][[3, 4]].double().numpy()[taken]
+        np.testing.assert_allclose(made[new], wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
