@@ -176,8 +176,6 @@ def _table(
 
 
 def _pairs(one: "Tensor", other: "Tensor", size: int) -> "Iterator[tuple[Tensor, Tensor]]":
-    return (
-        zip(one.split(max(size, 1)), other.split(max(size, 1)), strict=True)
-        if len(one)
-        else iter(())
-    )
+    """Cut two tensors alike along their first axis."""
+    for at in range(0, len(one), max(size, 1)):
+        yield one[at : at + max(size, 1)], other[at : at + max(size, 1)]
