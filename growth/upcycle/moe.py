@@ -19,7 +19,6 @@ from growth.upcycle.routers import check_rows, rows_name, told_gate
 from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanError, RecipeError
 from surgery.plan import Plan, Step, TensorSpec
-from surgery.vocabulary.read import same_bytes, tokenizer_files
 
 Gate = Literal["hidden", "cheap", "random"]
 Attention = Literal["average", "first"]
@@ -129,11 +128,20 @@ def _check_alike(first: Dense, other: Dense) -> None:
         if mine.shape != yours.shape:
             fact = f"is {list(yours.shape)} in {place}, and {list(mine.shape)} in {name}"
             raise PlanError(tensor_name, fact, "experts are models of one shape")
-    pair = tokenizer_files(first.source), tokenizer_files(other.source)
-    told = [[path for path in files if path.name in _VOCABULARY] for files in pair]
+    _check_tokenizers(first.source, other.source)
+
+
+def _check_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
+    from surgery.vocabulary.read import same_bytes, tokenizer_files  # numpy, which help needs not
+
+    told = [
+        [path for path in tokenizer_files(model) if path.name in _VOCABULARY]
+        for model in (first, other)
+    ]
     if all(told) and not same_bytes(*told):
-        fact = f"has another tokenizer than {name}"
-        raise PlanError(place, fact, "give both one vocabulary first: surgery merge --tokenizer")
+        fact = f"has another tokenizer than {first.ref}"
+        remedy = "give both one vocabulary first: surgery merge --tokenizer"
+        raise PlanError(other.ref, fact, remedy)
 
 
 _VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
