@@ -88,8 +88,8 @@ def _reshape(tour: "_Tour", output: Path) -> None:
         tour.run("recurse", "relax", base, *ask, "-o", out, "--force")
     tour.say("Drop the layer that does least on text, and beside it layers without looking.")
     chosen = output / "base-pruned"
-    ask = ("--method", "block-influence", "--layers", "1", "--calibration", text)
-    tour.run("prune", base, *ask, "-o", chosen, "--force")
+    choice = ("--method", "block-influence", "--layers", "1", "--calibration", text)
+    tour.run("prune", base, *choice, "-o", chosen, "--force")
     blind = [output / f"base-without{layer}" for layer in BLIND]
     for layer, out in zip(BLIND, blind, strict=True):
         tour.run("prune", base, "--layers", layer, "-o", out, "--force")

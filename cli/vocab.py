@@ -7,11 +7,7 @@ import typer
 import typer.main
 
 from cli.writing import BASE, Writing, default_output, make, write_plan, writing_options
-from growth.vocab.extend import How, extend, read_tokens
-from growth.vocab.newrows import Init
-from growth.vocab.pad import pad
-from growth.vocab.transplant import Method, transplant
-from growth.vocab.usage import trim_to_text
+from growth.vocab.choices import How, Init, Method
 
 SEED = Annotated[int, typer.Option(help="Of --init random.")]
 
@@ -55,6 +51,8 @@ def extend_command(
     writing: Writing,
 ) -> None:
     """Add tokens, with rows of their own; old tokens keep their ids and rows."""
+    from growth.vocab.extend import extend, read_tokens
+
     new = [*(token or ()), *(read_tokens(tokens) if tokens else ())]
     make(
         base,
@@ -88,6 +86,8 @@ def trim_command(
     Bytes or letters, the unknown token, tokens that configs name, and those that BPE joins kept
     ones from are kept as well. Ids are given anew.
     """
+    from growth.vocab.usage import trim_to_text
+
     make(
         base,
         lambda source: trim_to_text(
@@ -117,6 +117,8 @@ def transplant_command(
     sum of BASE's rows (arXiv 2506.06607). subword is the mean of the pieces that BASE's own
     tokenizer cuts the token into, mean that of all rows.
     """
+    from growth.vocab.transplant import transplant
+
     writing.limits()
     sources = writing.open(base), writing.open(tokenizer_from)
     plan = transplant(*sources, method=method, k=k)
@@ -138,6 +140,8 @@ def pad_command(
 
     The logit of a mean row is the mean of all logits, so that it is never the largest.
     """
+    from growth.vocab.pad import pad
+
     make(
         base,
         lambda source: pad(source, multiple=multiple, init=init, seed=seed),

@@ -12,7 +12,6 @@ from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.jsonfile import read_json_object
 from surgery.errors import CheckpointError, PlanError, RecipeError
 from surgery.plan import Plan, Step, TensorSpec, check_plan
-from surgery.vocabulary.tables import section
 
 Method = Literal["linear", "ntk", "dynamic", "yarn", "lm-infinite"]
 LENGTH = "max_position_embeddings"
@@ -50,6 +49,8 @@ def context(
         fact = "has no config.json, which is all that would change"
         raise CheckpointError(base.ref, fact, "name the model's directory")
     place = base.root / "config.json"
+    from surgery.vocabulary.tables import section  # with numpy
+
     keys = section(base.config)
     text = dig(base.config, keys)
     family = str(text.get("model_type") or base.config.get("model_type", "unknown"))

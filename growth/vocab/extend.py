@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from growth.vocab.newrows import Init, NewRows
+from growth.vocab.choices import How, Init
+from growth.vocab.newrows import NewRows
 from growth.vocab.pieces import Cutter
 from growth.vocab.rebuild import refuse_bare, refuse_unnamed, vocabulary_plan, without
 from surgery.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ from surgery.vocabulary.read import FLAGS, Vocabulary, compact, read_vocabulary
 from surgery.vocabulary.tables import section
 from surgery.vocabulary.union import Union, unite
 
-How = Literal["mean", "subword", "zero", "random"]
 MOST = 1 << 20  # tokens at once
 LONGEST = 1 << 10  # letters of a token
 SPECIAL_LISTS = ("extra_special_tokens", "additional_special_tokens")

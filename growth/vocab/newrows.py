@@ -4,10 +4,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from growth.vocab.choices import Init
 from surgery.checkpoint import TensorInfo, make_view, read_rows, rows_of
 from surgery.checkpoint.view import MakeRows, ReadRows
 from surgery.errors import CheckpointError
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     Fetch = Callable[[Numbers], torch.Tensor]
-
-Init = Literal["mean", "zero", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

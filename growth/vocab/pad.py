@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from growth.vocab.newrows import Init, NewRows
+from growth.vocab.choices import Init
+from growth.vocab.newrows import NewRows
 from growth.vocab.rebuild import vocabulary_plan
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError

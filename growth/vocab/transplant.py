@@ -1,10 +1,11 @@
 """Another model's tokenizer, with rows for its tokens in this model's own space."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from growth.vocab.choices import Method
 from growth.vocab.newrows import NewRows
 from growth.vocab.pieces import Cutter
 from growth.vocab.rebuild import refuse_bare, vocabulary_plan
@@ -19,7 +20,6 @@ from surgery.vocabulary.read import Vocabulary, read_vocabulary
 from surgery.vocabulary.rows import Numbers, own_rows
 from surgery.vocabulary.tables import MATRIX, Table, embedding, find_tables
 
-Method = Literal["omp", "subword", "mean"]
 K = 64
 
 

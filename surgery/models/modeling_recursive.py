@@ -32,6 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # Every stock configuration reads this field's keys as integers. A sentence as the key makes all of
 # them refuse the directory, and not fill the layers that they do not find with random numbers.
+FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
 GUARD = "id2label"
 REMEDY = {"a recursive model: load it with AutoModelForCausalLM and trust_remote_code=True": ""}
 OWN = ("base_model_type", "layer_map", "per_depth", "lora_ranks", "num_loops")

@@ -1,5 +1,6 @@
 """Checkpoints that carry one of our model classes: the installed one runs, never the copy."""
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.resources import files
@@ -8,6 +9,7 @@ from typing import Any
 
 from surgery.errors import CheckpointError
 
+FORMAT = re.compile(rb"^FORMAT = (\d+)", re.MULTILINE)
 # model_type: the module, and its classes of config and model.
 CLASSES = {"recursive": ("modeling_recursive", "RecursiveConfig", "RecursiveForCausalLM")}
 
@@ -20,23 +22,29 @@ def is_own(config: Mapping[str, Any]) -> bool:
 def own_classes(root: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the classes of config and model that a checkpoint of ours is for.
 
-    The file beside the weights is not run. It has to be the installed one to the byte, since
-    whoever trusts it elsewhere would compute something else than what is looked at here.
+    The file beside the weights is not run. It has to be of the installed one's format, so that
+    what is looked at here is what it computes elsewhere; that its bytes are those that were
+    written is for the record to tell.
 
     Raises:
-        CheckpointError: the file is missing, or another.
+        CheckpointError: the file is missing, or of another format.
     """
     module, *names = CLASSES[str(config["model_type"])]
     place, own = root / f"{module}.py", files("surgery.models") / f"{module}.py"
     if not place.is_file():
         remedy = "copy the checkpoint again"
         raise CheckpointError(place, "is missing, and the config asks for it", remedy)
-    if place.read_bytes() != own.read_bytes():
-        fact = "is not this version's file of that name, and code of a checkpoint is not run"
+    if _format(place.read_bytes()) != _format(own.read_bytes()):
+        fact = "is not of the installed version's format, and code of a checkpoint is not run"
         raise CheckpointError(place, fact, "use the version in surgery.json, or make it again")
     found = import_module(f"surgery.models.{module}")
     first, second = (getattr(found, name) for name in names)
     return first, second
+
+
+def _format(source: bytes) -> bytes | None:
+    match = FORMAT.search(source)
+    return match[1] if match else None
 
 
 def own_model_class(model_type: str) -> Any:  # noqa: ANN401 - a class, or None

@@ -108,15 +108,28 @@ def test_eval_runs_a_recursive_model(fixtures_dir, tmp_path, capsys):
     assert "nan" not in capsys.readouterr().out.lower()
 
 
-@pytest.mark.parametrize("command", ["eval", "verify"])
-def test_changed_code_beside_the_weights_is_not_run(command, fixtures_dir, tmp_path, capsys):
-    out, text, mark = tmp_path / "out", tmp_path / "text.txt", tmp_path / "mark"
+@pytest.fixture
+def tied(fixtures_dir, tmp_path):
+    out, text = tmp_path / "out", tmp_path / "text.txt"
     text.write_text("x = 1\n")
     main(["recurse", "tie", str(fixtures_dir / "base"), "--blocks", "2", "-o", str(out)])
-    code = out / "modeling_recursive.py"
+    return {"eval": ["eval", str(out), "--text", str(text)], "verify": ["verify", str(out)]}, out
+
+
+def test_code_beside_the_weights_is_not_run_and_verify_tells_that_it_changed(tied, tmp_path):
+    words, out = tied
+    mark, code = tmp_path / "mark", out / "modeling_recursive.py"
     code.write_text(code.read_text() + f"\nopen({str(mark)!r}, 'w')\n")
-    words = {"eval": ["eval", str(out), "--text", str(text)], "verify": ["verify", str(out)]}
-    assert main(words[command]) != 0
+    assert main(words["eval"]) == 0
+    assert main(words["verify"]) == 3
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "verify"])
+def test_code_of_another_format_is_refused(command, tied, capsys):
+    words, out = tied
+    code = out / "modeling_recursive.py"
+    code.write_text(code.read_text().replace("FORMAT = 1", "FORMAT = 0"))
+    assert main(words[command]) != 0
     told = capsys.readouterr()
-    assert "is not this version's file of that name" in told.out + told.err
+    assert "is not of the installed version's format" in told.out + told.err
