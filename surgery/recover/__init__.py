@@ -1,0 +1,1 @@
+"""Healing after surgery: a model is trained on, alone or with its parent as the teacher."""
