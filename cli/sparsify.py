@@ -6,7 +6,7 @@ import typer
 
 from cli.measured import Measuring, measure, measuring_options
 from cli.writing import BASE, Writing, default_output, write_plan, writing_options
-from growth.sparsify import NEEDS, Method, parse_sparsity, sparsify
+from growth.sparsify import NEEDS, Method, choose_maps, parse_sparsity, sparsify
 from surgery.pipeline import is_ahead
 
 FILTERS = "a part of module names, glob:PATTERN or regex:PATTERN; several times for several."
@@ -50,7 +50,7 @@ def command(
     statistics = None
     if method in NEEDS:
         measuring.need(f"--method {method}")
-        sparsify(source, method="magnitude", **asks)  # a wrong ask costs no measurement
+        choose_maps(source, method, **asks)  # a wrong ask costs no measurement
         statistics = measure(source, out, [NEEDS[method]], measuring=measuring, writing=writing)
     guess = statistics is None and is_ahead()
     plan = sparsify(source, statistics, method="magnitude" if guess else method, **asks)

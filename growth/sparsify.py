@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from growth.linears import Linear, find_linears
 from surgery.checkpoint import Checkpoint, TensorInfo
-from surgery.errors import RecipeError
+from surgery.errors import PlanError, RecipeError
 from surgery.plan import Plan, Step, Tell, TensorSpec, check_plan
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ CHUNK = 1 << 20  # elements of the rows worked on at once
 BLOCK = 128  # columns that SparseGPT works on at once (the authors' size)
 DAMPING = 0.01  # share of the mean of the Hessian's diagonal that is added to it (the authors')
 SHARE = re.compile(r"0?\.[0-9]{1,6}")
+EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 OF = re.compile(r"([1-9][0-9]?):([1-9][0-9]?)")
 
 
@@ -87,11 +88,7 @@ def sparsify(
     """
     pattern = parse_sparsity(sparsity)
     include, exclude = [*include], [*exclude]
-    _, linears = find_linears(base, include=include, exclude=exclude)
-    odd = next((x for x in linears if pattern.of and x.inputs % pattern.of), None)
-    if odd is not None:
-        fact = f"does not divide the {odd.inputs} inputs of {odd.module}"
-        raise RecipeError(f"--sparsity {sparsity}", fact, "give a share, or leave it out")
+    linears = choose_maps(base, method, sparsity, include=include, exclude=exclude)
     found = _statistics(statistics, base, method)
     chosen = {x.tensor.name: x for x in linears}
     steps = tuple(
@@ -120,6 +117,29 @@ def sparsify(
             notes=base.notes,
         )
     )
+
+
+def choose_maps(
+    base: Checkpoint,
+    method: Method,
+    sparsity: str,
+    *,
+    include: Iterable[str],
+    exclude: Iterable[str],
+) -> list[Linear]:
+    """Return the maps that get zeros; see `sparsify` for arguments and errors."""
+    of = parse_sparsity(sparsity).of
+    _, linears = find_linears(base, include=include, exclude=exclude)
+    odd = next((x for x in linears if of and x.inputs % of), None)
+    if odd is not None:
+        fact = f"does not divide the {odd.inputs} inputs of {odd.module}"
+        raise RecipeError(f"--sparsity {sparsity}", fact, "give a share, or leave it out")
+    expert = next((x for x in linears if EXPERT.search(x.module)), None)
+    if expert is not None and method in NEEDS:
+        fact = f"goes by inputs, which are not measured for single experts ({expert.module})"
+        remedy = "take --method magnitude, or --exclude experts"
+        raise PlanError(f"--method {method}", fact, remedy)
+    return linears
 
 
 def _statistics(
@@ -276,8 +296,9 @@ def sparse_gpt(weight: "Tensor", gram: Any, pattern: Pattern) -> "tuple[Tensor, 
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
     hessian = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(hessian, upper=True)
-    for start in range(0, weight.shape[1], BLOCK):
-        stop = min(start + BLOCK, weight.shape[1])
+    block = BLOCK - BLOCK % (pattern.of or 1)  # no group of neighbours lies across two
+    for start in range(0, weight.shape[1], block):
+        stop = min(start + block, weight.shape[1])
         errors = _block(left[:, start:stop], upper[start:stop, start:stop], pattern)
         left[:, stop:] -= errors @ upper[start:stop, stop:]
     del hessian, upper

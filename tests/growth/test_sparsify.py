@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from growth.sparsify import Pattern, parse_sparsity, sparse_gpt, sparsify
 from surgery.calibrate import calibrate
 from surgery.checkpoint import open_checkpoint
-from surgery.errors import RecipeError, SurgeryError
+from surgery.errors import PlanError, RecipeError, SurgeryError
 from surgery.reproduce import reproduce
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -121,6 +121,15 @@ def test_sparsegpt_is_the_papers_column_by_column_update(pattern):
     assert torch.allclose(found, expected.masked_fill(gone, 0.0), atol=1e-8)
 
 
+@pytest.mark.parametrize("pattern", [Pattern(1 / 3, 2, 3), Pattern(0.5, 48, 96)])
+def test_patterns_hold_across_the_blocks_of_sparsegpt(pattern):
+    generator = torch.Generator().manual_seed(4)
+    w = torch.randn(6, 288, generator=generator)
+    found, _ = sparse_gpt(w, torch.eye(288), pattern)
+    kept = (found.reshape(-1, pattern.of) != 0).sum(1)
+    assert set(kept.tolist()) == {pattern.keep}
+
+
 def test_making_up_for_zeros_lowers_the_error_of_outputs(sparse, statistics):
     grams, base = load_file(statistics.files[0]), weights(FIXTURES / "base")
     module = "model.layers.1.mlp.down_proj"
@@ -171,6 +180,12 @@ def test_wrong_asks_are_refused(asks, words):
 def test_mixtures_stored_as_one_tensor_are_refused_for_wanda(opened, statistics):
     with pytest.raises(SurgeryError):
         sparsify(opened("qwen3_moe"), statistics, method="wanda", sparsity="0.5")
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_mixtures_are_refused_before_statistics_are_asked_for(opened, method):
+    with pytest.raises(PlanError, match="experts"):
+        sparsify(opened("mixtral"), method=method, sparsity="0.5")
 
 
 def test_gpt2_maps_are_masked_along_their_inputs(opened, write):
