@@ -1,0 +1,168 @@
+"""One process or many: layers sharded by FSDP2, everything else held by each.
+
+Parameters inside the decoder layers are sharded where all of a layer trains; where only a few
+parameters train (LoRA, norms), those are held by every process beside the sharded frozen ones.
+What is held by all gets its gradients summed here.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import TrainError
+
+if TYPE_CHECKING:
+    import torch
+
+PATIENCE = 600  # seconds that a process waits for the others
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: this one's number; the first writes.
+        size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: "torch.device"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process tells and writes."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """Return the sums of numbers over all processes, in float64."""
+        if self.size == 1:
+            return list(values)
+        import torch
+        from torch import distributed
+
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(sums)
+        return [float(value) for value in sums]
+
+    def agree(self, *, wish: bool) -> bool:
+        """Return whether any process wishes it."""
+        return self.total(float(wish))[0] > 0
+
+    def wait(self) -> None:
+        """Wait for all."""
+        self.total(0.0)
+
+
+@contextmanager
+def joined(device: str) -> "Iterator[World]":
+    """Join the processes that torchrun has started, or be the only one.
+
+    Raises:
+        TrainError: the device is not there, or the others cannot be reached.
+    """
+    import torch
+
+    from surgery.evaluate.load import find_device
+
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, find_device(device))
+        return
+    from datetime import timedelta
+
+    from torch import distributed
+
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    place = find_device(f"{device}:{local}" if device == "cuda" else device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    try:
+        distributed.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+    except (RuntimeError, ValueError) as error:
+        fact = f"cannot reach the other processes ({str(error)[:200]})"
+        raise TrainError("torchrun", fact, "see MASTER_ADDR and MASTER_PORT") from error
+    try:
+        yield World(rank, size, place)
+    finally:
+        distributed.destroy_process_group()
+
+
+def shard(
+    layers: "Sequence[torch.nn.Module]",
+    trained: "Iterable[torch.nn.Parameter]",
+    world: World,
+    *,
+    whole: bool,
+    half_precision: bool,
+) -> "list[torch.nn.Parameter]":
+    """Shard the decoder layers over the processes; return what each of them holds of `trained`.
+
+    Args:
+        whole: all parameters of the layers train, so that they are sharded with the others.
+        half_precision: gather and compute in bfloat16.
+
+    Raises:
+        TrainError: layers that share parameters, which cannot be sharded one by one.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    chosen = list(trained)
+    if world.size == 1:
+        return []
+    _check_unshared(layers)
+    apart = set() if whole else set(chosen)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half_precision else None)
+    inside: set[int] = set()
+    for layer in layers:
+        own = {p for p in layer.parameters() if p in apart}
+        inside |= {id(p) for p in layer.parameters() if p not in apart}
+        fully_shard(layer, mp_policy=policy, ignored_params=own)
+    return [p for p in chosen if id(p) not in inside]
+
+
+def _check_unshared(layers: "Sequence[torch.nn.Module]") -> None:
+    seen: set[int] = set()
+    for layer in layers:
+        own = {id(p) for p in layer.parameters()}
+        if own & seen:
+            fact = "has layers that share weights, which several processes cannot shard"
+            raise TrainError("the student", fact, "run it in one process")
+        seen |= own
+
+
+def add_up_gradients(held: "Sequence[torch.nn.Parameter]", world: World) -> None:
+    """Sum the gradients of what every process holds."""
+    if world.size == 1 or not held:
+        return
+    from torch import distributed
+
+    for parameter in held:
+        if parameter.grad is None:
+            import torch
+
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.all_reduce(parameter.grad)
+
+
+def gradient_norm(parameters: "Iterable[torch.nn.Parameter]", world: World) -> float:
+    """Return the length of all gradients, sharded ones counted once."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    alone, spread = 0.0, 0.0
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        if gradient is None:
+            continue
+        if isinstance(gradient, DTensor):
+            spread += float(torch.linalg.vector_norm(gradient.to_local(), dtype=torch.float32)) ** 2
+        else:
+            alone += float(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
+    return float((world.total(spread)[0] + alone) ** 0.5)
