@@ -18,6 +18,7 @@ from surgery.alignment.groups import (
 from surgery.anatomy import Anatomy, anatomy, dig
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
+from surgery.layers.kinds import refuse_recursive
 
 Dimension = Literal[
     "hidden", "ffn", "expert ffn", "shared ffn", "query", "key", "head", "vocab", "experts", "fixed"
@@ -88,6 +89,7 @@ def find_dimensions(base: Checkpoint) -> Dimensions:
     Raises:
         PlanError: a tensor is not known, so that no width can be changed safely.
     """
+    refuse_recursive(base)
     parts = anatomy(base)
     if parts.embedding is None or base.config is None:
         fact = "has no config or no token embedding, so its widths are not known"

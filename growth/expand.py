@@ -5,6 +5,7 @@ from growth.residual import identity_writers
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
+from surgery.layers.kinds import refuse_recursive
 from surgery.plan import Plan
 
 
@@ -21,6 +22,7 @@ def expand(base: Checkpoint, *, blocks: int) -> Plan:
 
     Source: LLaMA Pro, arXiv 2401.02415, section 3.2.
     """
+    refuse_recursive(base)
     parts = anatomy(base)
     count = parts.layers
     if not 1 <= blocks <= count:

@@ -7,6 +7,7 @@ from surgery.alignment.groups import INPUTS_FIRST
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
+from surgery.layers.kinds import refuse_recursive
 from surgery.lora.choice import Choice
 from surgery.lora.modules import NOT_LINEAR
 
@@ -51,6 +52,7 @@ def find_linears(
         RecipeError: a filter matches nothing.
         PlanError: there are none, or one is stored in packed or quantised form.
     """
+    refuse_recursive(base)
     parts = anatomy(base)
     swapped = parts.family in INPUTS_FIRST
     found: dict[str, Linear] = {}

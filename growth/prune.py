@@ -7,6 +7,7 @@ from growth.depth import DepthMap, change_depth, check_layers, parse_layers
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
+from surgery.layers.kinds import refuse_recursive
 from surgery.plan import Plan
 
 Method = Literal["block-influence", "angular", "similarity", "tail"]
@@ -64,6 +65,7 @@ def choose_layers(
         RecipeError: so many layers cannot be dropped, or the statistics are of another model.
         CheckpointError: the statistics lack what the method needs.
     """
+    refuse_recursive(base)
     count = anatomy(base).layers
     if not 1 <= layers < count:
         fact = f"is outside 1 to {count - 1} for a model of {count} layers"

@@ -10,7 +10,7 @@ from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, RecipeError
 from surgery.layers.config import remap_config
-from surgery.layers.kinds import check_kinds
+from surgery.layers.kinds import check_kinds, refuse_recursive
 from surgery.plan import Part, Pass, Plan, Step, Tell, TensorSpec, check_plan
 
 Positions = Literal["relative", "ends", "index"]
@@ -37,6 +37,7 @@ def tleg(base: Checkpoint, *, layers: int, positions: Positions = "relative") ->
     code for the positions l / L. Deviation: they train A and B; here both come from a model that
     was trained without them, by the closed form of least squares.
     """
+    refuse_recursive(base)
     parts = anatomy(base)
     _check(base, parts, layers)
     places = _places(parts.layers, layers, positions)

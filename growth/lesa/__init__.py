@@ -12,7 +12,7 @@ from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError, RecipeError
 from surgery.layers.config import remap_config
-from surgery.layers.kinds import check_kinds
+from surgery.layers.kinds import check_kinds, refuse_recursive
 from surgery.plan import Plan, Step, TensorSpec, check_plan
 
 Norms = Literal["first", "neighbours"]
@@ -52,6 +52,7 @@ def lesa(
     difference. Deviations: the basis comes from the eigenvectors of the Gram matrix in float64,
     directions below a millionth of the largest singular value left out.
     """
+    refuse_recursive(base)
     parts = anatomy(base)
     _check(base, parts)
     after = _gaps(parts.layers, insert, blocks)

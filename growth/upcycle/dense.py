@@ -8,6 +8,7 @@ from growth.upcycle.layout import FEED_FORWARD
 from surgery.anatomy import Anatomy, anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanError
+from surgery.layers.kinds import refuse_recursive
 
 COMPUTABLE = ("F64", "F32", "F16", "BF16")
 NO_TENSOR = "self_attn.rotary_emb.inv_freq"  # old checkpoints hold it; it is computed
@@ -79,6 +80,7 @@ def read_dense(base: Checkpoint) -> Dense:
     if base.config is None:
         fact = "holds no config.json, without which a mixture cannot be loaded"
         raise PlanError(base.files[0], fact, "name the model's directory")
+    refuse_recursive(base)
     parts = anatomy(base)
     _check_family(base, parts)
     names = _names_of_layers(base, parts)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from surgery.anatomy import Anatomy, Stack
+from surgery.anatomy import RECURSIVE, Anatomy, Stack
 from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanError
 from surgery.layers.config import layer_facts
@@ -16,9 +16,10 @@ def check_kinds(base: Checkpoint, parts: Anatomy) -> None:
     what it is not: its tensors would be missing, or left over.
 
     Raises:
-        PlanError: a layer is spread over several series, or two layers differ and the config
-            says the same of both.
+        PlanError: layers share weights, a layer is spread over several series, or two layers differ
+            and the config says the same of both.
     """
+    refuse_recursive(base)
     beside = [s.prefix for s in parts.other_stacks if _is_beside(s, parts)]
     if beside:
         fact = f"spreads each layer over several series ({parts.stack.prefix}, {beside[0]}, ...)"
@@ -35,6 +36,17 @@ def check_kinds(base: Checkpoint, parts: Anatomy) -> None:
             fact = f"layers {other} and {layer} differ ({name}), and the config does not say why"
             remedy = f"where transformers knows {parts.family}, " + WRITE_OUT
             raise PlanError(base.name, fact, remedy)
+
+
+def refuse_recursive(base: Checkpoint) -> None:
+    """Refuse a model whose layers share weights: a change to one would be a change to others.
+
+    Raises:
+        PlanError: it is recursive.
+    """
+    if base.config is not None and base.config.get("model_type") == RECURSIVE:
+        fact = "is a recursive model, whose layers share weights"
+        raise PlanError(base.ref, fact, "write it out first: surgery recurse materialize")
 
 
 def _is_beside(other: Stack, parts: Anatomy) -> bool:

@@ -133,3 +133,34 @@ def test_code_of_another_format_is_refused(command, tied, capsys):
     assert main(words[command]) != 0
     told = capsys.readouterr()
     assert "is not of the installed version's format" in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stack", "--factor", "2"],
+        ["expand", "--blocks", "1"],
+        ["prune", "--layers", "1"],
+        ["prune", "--method", "tail", "--layers", "1"],
+        ["widen", "--factor", "2"],
+        ["coalesce"],
+        ["tleg", "--layers", "6"],
+        ["lesa", "--blocks", "1"],
+        ["upcycle", "--experts", "2"],
+        ["sparsify", "--method", "magnitude", "--sparsity", "0.5"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+@pytest.mark.parametrize("made", [["tie", "--blocks", "2"], ["relax", *LOW]], ids=["tie", "relax"])
+def test_what_shared_weights_cannot_undergo_is_refused(made, words, base, tmp_path, capsys):
+    tied, out = tmp_path / "tied", tmp_path / "out"
+    main(["recurse", made[0], str(base), *made[1:], "-o", str(tied)])
+    capsys.readouterr()
+    assert main([words[0], str(tied), *words[1:], "-o", str(out)]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        f"surgery: {tied}: is a recursive model, whose layers share weights; "
+        "write it out first: surgery recurse materialize"
+    ]
+    assert not told.out
+    assert not out.exists()
