@@ -1,6 +1,7 @@
 """`surgery recurse`: layers tied into a loop, with factors for each depth, and back."""
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
@@ -27,6 +28,7 @@ from growth.recurse.loops import Init, Scheme
 from growth.recurse.telling import captured
 from growth.recurse.tying import relax, tie
 from growth.recurse.unroll import materialize, open_tied, untie
+from surgery.errors import PlanError
 from surgery.plan import Plan
 
 TIED = Annotated[
@@ -177,10 +179,13 @@ def _write(
         made = plan(None)
         write_plan(made, out, writing, in_all=_energies(made))
         return
+    _check_folder(out)
     plans = {part: plan(part) for part in PARTS}
     if not writing.dry_run and not is_planning():
         _make_folder(out)
     places = {part: out / part if out.is_dir() else out for part in PARTS}  # none in a dry run
+    for part, made in plans.items() if out.is_dir() else ():
+        writing.check_output(made, places[part])  # before the first of them is written
     told: dict[str, Any] = {"output": str(out)}
     for part, made in plans.items():
         with redirect_stdout(StringIO()) if writing.as_json else nullcontext() as heard:
@@ -193,6 +198,21 @@ def _write(
 
 def _energies(plan: Plan) -> InAll:
     return lambda told: captured(plan, told)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse to put a base and an adapter among the files of something else."""
+    if is_planning() or not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise PlanError(out, "is a file, and a base and an adapter need a folder", "choose another")
+    from surgery.write import SUFFIX
+
+    names = sorted(path.name for path in out.iterdir())
+    strange = next((name for name in names if name.removesuffix(SUFFIX) not in PARTS), None)
+    if strange is not None:
+        fact = f"holds {strange}, which is no part of this: a base and an adapter"
+        raise PlanError(out, fact, "choose another output")
 
 
 def _make_folder(out: Path) -> None:

@@ -164,3 +164,37 @@ def test_what_shared_weights_cannot_undergo_is_refused(made, words, base, tmp_pa
     ]
     assert not told.out
     assert not out.exists()
+
+
+@pytest.mark.parametrize("there", ["model", "file", "notes", "adapter"])
+def test_parts_are_not_put_among_other_files(there, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    if there == "model":
+        main(["recurse", "relax", str(base), *LOW, "-o", str(out)])
+    elif there == "file":
+        out.write_text("mine")
+    else:
+        (out / there).mkdir(parents=True)
+        (out / there / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    words = ["recurse", "relax", str(base), *LOW, "--format", "peft", "-o", str(out)]
+    assert main(words) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_parts_are_replaced_with_force(base, tmp_path):
+    out = tmp_path / "out"
+    words = ["recurse", "relax", str(base), *LOW, "--format", "peft", "-o", str(out)]
+    assert main(words) == 0
+    assert main(words) == 1
+    assert main([*words, "--force"]) == 0
+
+
+def test_a_folder_of_parts_names_the_model_in_it(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["recurse", "relax", str(base), *LOW, "--format", "peft", "-o", str(out)])
+    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 1
+    assert capsys.readouterr().err.endswith(f"name the model in it: {out / 'base'}\n")
