@@ -115,6 +115,9 @@ def _other_weights(root: Path, names: Sequence[str]) -> tuple[str, str]:
         return "holds an unfinished download (*.incomplete)", "finish the download"
     if any(n.endswith(".gguf") for n in names):
         return "holds GGUF weights only", "use the original Hugging Face checkpoint"
+    models = [n for n in names if (root / n / SINGLE).is_file() or (root / n / INDEX).is_file()]
+    if models:
+        return "holds no weights itself", f"name the model in it: {root / min(models)}"
     return f"holds no weights ({SINGLE} or {INDEX})", "name a model directory"
 
 
