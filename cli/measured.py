@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -16,6 +18,7 @@ from cli.writing import Writing, is_planning, outputs_of_steps
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError, SurgeryError
 from surgery.pipeline import is_ahead
+from surgery.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,30 +85,53 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def measure(
-    base: Checkpoint, out: Path, collect: Collection[str], *, measuring: Measuring, writing: Writing
-) -> Checkpoint | None:
-    """Return statistics of a model: those named, those kept of the same ask, or measured now.
+@contextmanager
+def measured(
+    guess: Plan, out: Path, collect: Collection[str], *, measuring: Measuring, writing: Writing
+) -> Iterator[Checkpoint | None]:
+    """Give statistics of a model: those named, those kept of the same ask, or measured now.
 
-    None while a pipeline looks ahead and there are none yet.
+    None while a pipeline looks ahead and there are none yet. What a dry run measures is gone
+    when the context ends.
 
     Args:
+        guess: a plan of the same model that needs none: an output that it could not be written to
+            costs no measurement, and replaces none.
         out: what the statistics are named after.
     """
-    texts = measuring.texts
+    base, texts = guess.sources[0], measuring.texts
     if not texts:
-        return open_checkpoint(str((measuring.calibration or [Path()])[0]))
+        yield open_checkpoint(str((measuring.calibration or [Path()])[0]))
+        return
+    writing.check_output(guess, out)
     place = measuring.statistics or _beside(out)
     asked = _asked(base, texts, collect, measuring)
     kept = _kept(place, base, asked)
     if kept is not None or is_ahead():
-        return kept
+        yield kept
+    elif writing.dry_run:
+        with TemporaryDirectory(prefix="surgery-") as folder:
+            place = Path(folder) / place.name
+            yield _measure(base, place, collect, asked, measuring=measuring, writing=writing)
+    else:
+        yield _measure(base, place, collect, asked, measuring=measuring, writing=writing)
+
+
+def _measure(
+    base: Checkpoint,
+    place: Path,
+    collect: Collection[str],
+    asked: str,
+    *,
+    measuring: Measuring,
+    writing: Writing,
+) -> Checkpoint:
     from surgery.calibrate import calibrate
 
     with render.progress(f"calibrate {base.name}", counted=True) as progress:
         calibrate(
-            base.root,
-            texts,
+            base.ref if base.adapters else base.root,
+            measuring.texts,
             place,
             collect=collect,
             context=measuring.context,

@@ -1,18 +1,19 @@
 """`surgery prune`: drop layers, by number or by what they do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cli import render
-from cli.measured import Measuring, measure, measuring_options
+from cli.measured import Measuring, measured, measuring_options
 from cli.writing import BASE, Writing, default_output, make, write_plan, writing_options
 from growth.prune import choose_layers, prune
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
+from surgery.plan import Plan
 
 Method = Literal["block-influence", "angular", "similarity", "tail", "laco"]
 
@@ -74,17 +75,28 @@ def command(
     if method == "laco":
         _melt(source, out, count, threshold=threshold, measuring=measuring, writing=writing)
         return
-    choose_layers(source, None, method="tail", layers=count)  # a wrong ask costs no measurement
-    statistics = None
-    if method != "tail":
-        measuring.need(f"--method {method}")
-        statistics = measure(source, out, ["layers"], measuring=measuring, writing=writing)
-    gone, scores = choose_layers(source, statistics, method=method, layers=count)
+    tail, _ = choose_layers(source, None, method="tail", layers=count)
+    guess = prune(source, layers=_listed(tail), method="tail", scores=[])
+    if method == "tail":
+        _drop(guess, tail, [], out=out, writing=writing)
+        return
+    measuring.need(f"--method {method}")
+    with measured(guess, out, ["layers"], measuring=measuring, writing=writing) as statistics:
+        gone, scores = choose_layers(source, statistics, method=method, layers=count)
+        plan = prune(source, layers=_listed(gone), method=method, scores=scores)
+        _drop(plan, gone, scores, out=out, writing=writing)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))
+
+
+def _drop(
+    plan: Plan, gone: Sequence[int], scores: Sequence[float], *, out: Path, writing: Writing
+) -> None:
     if not writing.as_json:
         told = ", ".join(f"{i}: {score:.4f}" for i, score in enumerate(scores))
         render.remark(f"drops layers {', '.join(map(str, gone))}" + (f"  ({told})" if told else ""))
-    listed = ",".join(map(str, gone))
-    plan = prune(source, layers=listed, method=method, scores=scores)
     write_plan(plan, out, writing)
 
 
@@ -95,10 +107,10 @@ def _narrow(base: str, width: str, *, measuring: Measuring, writing: Writing) ->
     parse_widths(width)
     source = writing.open(base)
     out = writing.output or default_output(source, "narrow")
-    narrow(source, None, width=width)  # a wrong ask costs no measurement
+    guess = narrow(source, None, width=width)  # a wrong ask costs no measurement
     measuring.need("--width")
-    statistics = measure(source, out, ["inputs"], measuring=measuring, writing=writing)
-    write_plan(narrow(source, statistics, width=width), out, writing)
+    with measured(guess, out, ["inputs"], measuring=measuring, writing=writing) as statistics:
+        write_plan(narrow(source, statistics, width=width), out, writing)
 
 
 def _melt(
@@ -118,14 +130,12 @@ def _melt(
     if not measuring.texts:
         fact = "runs the model again and again, so it needs text, not statistics"
         raise RecipeError("--method laco", fact, "name a text file: --calibration FILE")
-    if is_ahead():  # a guess of the same size
-        left = anatomy(source).layers - count
-        write_plan(
-            collapse(source, mixtures=[{str(n): 1} for n in range(left)], threshold=threshold),
-            out,
-            writing,
-        )
+    left = [{str(n): 1} for n in range(anatomy(source).layers - count)]
+    guess = collapse(source, mixtures=left, threshold=threshold)  # of the same size
+    if is_ahead():
+        write_plan(guess, out, writing)
         return
+    writing.check_output(guess, out)
     ask = Ask(context=measuring.context, samples=measuring.samples, device=measuring.device)
     with render.progress(f"laco {source.name}", counted=True) as progress:
         mixtures = find_collapse(

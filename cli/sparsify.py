@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.measured import Measuring, measure, measuring_options
+from cli.measured import Measuring, measured, measuring_options
 from cli.writing import BASE, Writing, default_output, write_plan, writing_options
 from growth.sparsify import NEEDS, Method, choose_maps, parse_sparsity, sparsify
 from surgery.pipeline import is_ahead
@@ -47,11 +47,14 @@ def command(
         "include": include or (),
         "exclude": exclude or (),
     }
-    statistics = None
-    if method in NEEDS:
-        measuring.need(f"--method {method}")
-        choose_maps(source, method, **asks)  # a wrong ask costs no measurement
-        statistics = measure(source, out, [NEEDS[method]], measuring=measuring, writing=writing)
-    guess = statistics is None and is_ahead()
-    plan = sparsify(source, statistics, method="magnitude" if guess else method, **asks)
-    write_plan(plan, out, writing)
+    if method not in NEEDS:
+        write_plan(sparsify(source, method=method, **asks), out, writing)
+        return
+    measuring.need(f"--method {method}")
+    choose_maps(source, method, **asks)  # a wrong ask costs no measurement
+    guess = sparsify(source, method="magnitude", **asks)
+    kinds = [NEEDS[method]]
+    with measured(guess, out, kinds, measuring=measuring, writing=writing) as statistics:
+        ahead = statistics is None and is_ahead()
+        plan = guess if ahead else sparsify(source, statistics, method=method, **asks)
+        write_plan(plan, out, writing)

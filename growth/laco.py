@@ -196,7 +196,7 @@ def _trial(
     documents = read_documents(texts)
     device = find_device(ask.device)
     with ExitStack() as scratch:
-        source = open_source(base.root, scratch)
+        source = open_source(base.ref if base.adapters else base.root, scratch)
         rows = plan_token_rows(
             source.tokenizer,
             documents,

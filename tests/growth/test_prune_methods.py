@@ -187,3 +187,76 @@ def test_the_command_measures_once_and_records_its_choice(tmp_path, capsys):
     assert main([*words, "--force"]) == 0
     assert kept.stat().st_mtime_ns == before
     assert main(["reproduce", str(out)]) == 0
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA adapter of the base that changes much."""
+    from safetensors.torch import load_file, save_file
+
+    folder, generator = tmp_path / "adapter", torch.Generator().manual_seed(0)
+    folder.mkdir()
+    shape = load_file(BASE / "model.safetensors")["model.layers.1.mlp.down_proj.weight"].shape
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
+    pair = {"A": (8, shape[1]), "B": (shape[0], 8)}
+    tensors = {name.format(k): torch.randn(v, generator=generator) for k, v in pair.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def asks(*words: object) -> list[str]:
+    text = ["--calibration", str(TEXT), "--samples", "4", "--context", "64"]
+    return [*map(str, words), "--layers", "1", *text]
+
+
+@pytest.mark.parametrize("method", ["block-influence", "laco"])
+def test_a_base_with_an_adapter_is_measured_with_it(method, adapter, tmp_path, capsys):
+    fused = tmp_path / "fused"
+    assert main(["lora", "fuse", str(BASE), str(adapter), "-o", str(fused)]) == 0
+    more = ["--method", method, "--threshold", "-0.9", "--json"]
+    for model, out in ((f"{BASE}+{adapter}", "one"), (fused, "two")):
+        assert main([*asks("prune", model, *more), "-o", str(tmp_path / out)]) == 0
+    capsys.readouterr()
+    one, two = (
+        json.loads((tmp_path / out / "surgery.json").read_text())["parameters"]
+        for out in ("one", "two")
+    )
+    assert one == two
+
+
+def test_laco_measures_the_adapter_too(adapter, tmp_path, monkeypatch):
+    from surgery.evaluate import load
+
+    seen = []
+    real = load.open_source
+    monkeypatch.setattr(load, "open_source", lambda ref, *a: seen.append(str(ref)) or real(ref, *a))
+    model = f"{BASE}+{adapter}"
+    words = asks("prune", model, "--method", "laco", "--threshold", "-0.9")
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert seen == [model]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prune", BASE, "--layers", "1", "--method", "angular"],
+        ["prune", BASE, "--width", "ffn=100"],
+        ["sparsify", BASE, "--method", "wanda", "--sparsity", "0.5"],
+    ],
+)
+def test_a_dry_run_keeps_no_statistics(words, tmp_path, capsys):
+    more = ["--calibration", TEXT, "--samples", "4", "--dry-run", "-o", tmp_path / "out"]
+    assert main([*map(str, words), *map(str, more)]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_stays_keeps_its_statistics(tmp_path, capsys):
+    words = [*asks("prune", BASE, "--method", "angular"), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    kept = (tmp_path / "out-calibration.safetensors").read_bytes()
+    assert main([*words, "--samples", "5"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "out-calibration.safetensors").read_bytes() == kept
