@@ -179,8 +179,10 @@ def _check_sizes(old: Widths, new: Widths, width: str) -> None:
         fact = f"leaves {new.heads} heads for {new.keys} groups of keys and values"
         raise RecipeError(f"--width {width}", fact, "heads must be a multiple of kv-heads")
     if new.heads // new.keys > old.heads // old.keys:
-        fact = f"asks for {new.heads // new.keys} heads a group, and a group has"
-        raise RecipeError(f"--width {width}", f"{fact} {old.heads // old.keys}")
+        group = old.heads // old.keys
+        fact = f"asks for {new.heads // new.keys} heads a group, and a group has {group}"
+        remedy = f"with kv-heads={new.keys} give heads={new.keys * group} at most"
+        raise RecipeError(f"--width {width}", fact, remedy)
 
 
 def _units(found: Dimensions) -> int:

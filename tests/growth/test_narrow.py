@@ -137,7 +137,7 @@ def test_the_stock_class_loads_and_runs_it(opened, write, name, width):
         ("llama", "ffn=480", "above the model's 48"),
         ("llama", "ffn=48", "the model's own size"),
         ("llama", "heads=3", "3 heads for 2 groups"),
-        ("llama", "kv-heads=1,heads=4", "asks for 4 heads a group"),
+        ("llama", "kv-heads=1,heads=4", "with kv-heads=1 give heads=2 at most"),
         ("gpt2", "hidden=24", "cut hidden and heads in step"),
         ("gemma2", "hidden=16", "square root of the width"),
         ("mixtral", "ffn=16", "not known well enough"),
