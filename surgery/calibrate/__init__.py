@@ -97,7 +97,14 @@ def calibrate(
     """
     import torch
 
-    _check(collect, samples=samples, context=context, out=out, force=force)
+    _check(
+        collect,
+        samples=samples,
+        context=context,
+        batch_tokens=batch_tokens,
+        out=out,
+        force=force,
+    )
     documents = read_documents(texts)
     place = find_device(device)
     base = open_checkpoint(model)
@@ -149,7 +156,13 @@ def calibrate(
 
 
 def _check(
-    collect: Collection[str], *, samples: int, context: int | None, out: Path, force: bool
+    collect: Collection[str],
+    *,
+    samples: int,
+    context: int | None,
+    batch_tokens: int,
+    out: Path,
+    force: bool,
 ) -> None:
     strange = next((kind for kind in collect if kind not in KINDS), None)
     if strange is not None or not collect:
@@ -159,6 +172,8 @@ def _check(
         raise RecipeError(f"--samples {samples}", "is below 1", "128 is usual")
     if context is not None and context < 2:  # noqa: PLR2004 - one token has no neighbour
         raise RecipeError(f"--context {context}", "is below 2", "512 is usual")
+    if batch_tokens < 1:
+        raise RecipeError(f"--batch-tokens {batch_tokens}", "is below 1", "4096 is usual")
     if out.suffix != ".safetensors":
         raise RecipeError(out, "does not end in .safetensors", "name a file, not a directory")
     if out.exists() and not force:

@@ -119,6 +119,7 @@ def test_a_file_of_something_else_is_refused():
         ({"collect": ()}, "names no statistics"),
         ({"collect": ("hessian",)}, "no kind of statistics"),
         ({"samples": 0}, "is below 1"),
+        ({"batch_tokens": 0}, "--batch-tokens 0: is below 1"),
         ({"context": 1}, "is below 2"),
     ],
 )
