@@ -241,10 +241,15 @@ def figures(told: Told) -> Iterator[str]:
     for name in (name for name in every if not name.startswith("_")):
         values = {tensor: figures[name] for tensor, figures in told.items() if name in figures}
         least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-        yield (
-            f"{name}: {median(values.values()):.3g} in the middle of {len(values)} tensors, "
-            f"{values[least]:.3g} ({least}) to {values[most]:.3g} ({most})"
-        )
+        ends = [f"{values[least]:.3g}", f"{values[most]:.3g}"]
+        label = name.replace("_", " ")
+        if len(values) == 1:
+            yield f"{label}: {ends[0]} ({least})"
+        elif ends[0] == ends[1]:
+            yield f"{label}: {ends[0]} in each of {len(values)} tensors"
+        else:
+            middle = f"median {median(values.values()):.3g} of {len(values)} tensors"
+            yield f"{label}: {middle}, {ends[0]} ({least}) to {ends[1]} ({most})"
 
 
 def default_output(source: Checkpoint, suffix: str) -> Path:

@@ -139,8 +139,9 @@ def test_a_figure_that_was_not_declared_is_a_fault(file: Path, tmp_path: Path) -
 
 
 def test_figures_are_summed_up_in_a_line() -> None:
-    told = {"a": {"t": 0.5}, "b": {"t": -1.25}, "c": {"t": 3.0, "other": 1.0}}
+    told = {"a": {"t": 0.5, "u": 1}, "b": {"t": -1.25, "u": 1}, "c": {"t": 3.0, "one_more": 1.0}}
     assert list(figures(told)) == [
-        "t: 0.5 in the middle of 3 tensors, -1.25 (b) to 3 (c)",
-        "other: 1 in the middle of 1 tensors, 1 (c) to 1 (c)",
+        "t: median 0.5 of 3 tensors, -1.25 (b) to 3 (c)",
+        "u: 1 in each of 2 tensors",
+        "one more: 1 (c)",
     ]
