@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.writing import Writing, is_planning, outputs_of_steps
+from cli.writing import Writing
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError, SurgeryError
 from surgery.pipeline import is_ahead
@@ -146,11 +146,7 @@ def _measure(
 
 
 def _beside(out: Path) -> Path:
-    name = f"{out.name.removesuffix('.safetensors')}-calibration.safetensors"
-    if not is_planning():
-        return out.with_name(name)
-    folders = [path.parent for path in outputs_of_steps().values()]
-    return folders[0] / name if folders else Path(name)
+    return out.with_name(f"{out.name.removesuffix('.safetensors')}-calibration.safetensors")
 
 
 def _asked(

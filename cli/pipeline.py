@@ -43,7 +43,7 @@ def run_pipeline(document: Document, writing: Writing, *, only: str | None = Non
         if step.name == str(folder):
             fact = "has the name of the folder that the outputs go to"
             raise RecipeError(step.place(), fact, "rename the step, or give another folder with -o")
-    tasks = [as_task(step, defaults) for step in steps]
+    tasks = [as_task(step, defaults, folder) for step in steps]
     run_tasks(tasks, folder, writing, only=only)
 
 

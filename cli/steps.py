@@ -155,12 +155,14 @@ def _usage_errors(step: Step) -> Iterator[None]:
         raise RecipeError(step.place(), f"{' '.join(step.words)}: {told}") from error
 
 
-def as_task(step: Step, defaults: Sequence[str]) -> Task:
+def as_task(step: Step, defaults: Sequence[str], folder: Path) -> Task:
     """Return what a step asks of the pipeline.
 
     Args:
         defaults: options that hold for all steps that write, before their own.
+        folder: where outputs go, and what steps keep beside them.
     """
+    out = ["--output", str(folder / step.name)]
     writes = step.writes
     asked = command_line(step, {})
     return Task(
@@ -168,7 +170,7 @@ def as_task(step: Step, defaults: Sequence[str]) -> Task:
         what=" ".join(step.words),
         uses=step.uses,
         keep=step.keep,
-        plan=(lambda paths: _plan(step, defaults, paths)) if writes else None,
+        plan=(lambda paths: _plan(step, [*defaults, *out], paths)) if writes else None,
         measure=None if writes else (lambda paths: _measure(step, paths)),
         asked=tuple(asked),
     )
@@ -177,7 +179,7 @@ def as_task(step: Step, defaults: Sequence[str]) -> Task:
 def _plan(step: Step, defaults: Sequence[str], paths: Mapping[str, Path]) -> Planned:
     """Call a command for its plan."""
     taken: list[Planned] = []
-    words = [*defaults, "--output", f"{step.name}", *command_line(step, paths)]
+    words = [*defaults, *command_line(step, paths)]
     taker = plans_taken_by(
         lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)), outputs=paths
     )

@@ -60,11 +60,6 @@ def resolved(text: str, outputs: Mapping[str, Path]) -> str:
     return f"{outputs[first]}/{rest}" if slash and first in outputs else text
 
 
-def outputs_of_steps() -> Mapping[str, Path]:
-    """Return where the outputs of a pipeline's earlier steps lie, by name."""
-    return _outputs.get({})
-
-
 def is_planning() -> bool:
     """Whether somebody else takes the plan of the command that runs."""
     return _taker.get() is not None

@@ -260,3 +260,15 @@ def test_an_output_that_stays_keeps_its_statistics(tmp_path, capsys):
     assert main([*words, "--samples", "5"]) == 1
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out-calibration.safetensors").read_bytes() == kept
+
+
+def test_a_step_keeps_its_statistics_in_the_pipelines_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("def sum_of(numbers):\n    return sum(numbers)\n" * 20)
+    step = {"command": "prune", "base": str(BASE), "method": "angular", "layers": 1}
+    step |= {"calibration": [str(text)]}
+    (tmp_path / "p.yml").write_text(json.dumps({"steps": {"pruned": step}}))
+    assert main(["run", "p.yml", "-o", "out"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "p.yml", "text.txt"]
+    assert (tmp_path / "out" / "pruned-calibration.safetensors").is_file()
