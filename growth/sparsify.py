@@ -1,5 +1,6 @@
 """Zeros inside the linear maps: by magnitude, by Wanda, by SparseGPT; any share, or n of m."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -174,20 +175,20 @@ def _sparse(
         outputs=((linear.tensor.name, TensorSpec(linear.tensor.dtype, linear.tensor.shape)),),
         fn=partial(_apply, method=method, pattern=pattern, swapped=linear.swapped),
         streamed=True,
-        scratch=_scratch(linear, method, pattern),
+        scratch=_scratch(linear, method),
         why=method,
         key=repr((pattern, method)),
         tells=names,
     )
 
 
-def _scratch(linear: Linear, method: Method, pattern: Pattern) -> int:
-    size = linear.tensor.numel
+def _scratch(linear: Linear, method: Method) -> int:
+    size, width = linear.tensor.numel, 8 if linear.tensor.dtype in {"F32", "F64"} else 4
     if method == "sparsegpt":
-        return 4 * (4 * size + 4 * linear.inputs**2)
-    if linear.swapped:
-        return 24 * size
-    return 24 * max(CHUNK, linear.inputs) + (9 * size if _is_global(method, pattern) else 0)
+        squares = linear.inputs**2
+        return 4 * (4 * size + 4 * squares) + width * max(size, squares) + 24 * CHUNK
+    held = size if linear.swapped else max(CHUNK, linear.inputs)
+    return (4 * width + 16) * held + 64 * CHUNK
 
 
 def _is_global(method: Method, pattern: Pattern) -> bool:
@@ -238,12 +239,10 @@ def _global_masks(weight: Any, pattern: Pattern) -> "Callable[[Tensor], Tensor]"
     """
     import torch
 
-    flat = weight[...].abs().reshape(-1)
-    count = int(flat.numel() * pattern.share)
+    count = int(math.prod(weight.shape) * pattern.share)
     if not count:
         return lambda score: torch.zeros(score.shape, dtype=torch.bool)
-    bound = torch.kthvalue(flat, count).values
-    left = count - int((flat < bound).sum())
+    bound, left = _smallest_but(weight, count)
 
     def mask(score: "Tensor") -> "Tensor":
         nonlocal left
@@ -253,6 +252,29 @@ def _global_masks(weight: Any, pattern: Pattern) -> "Callable[[Tensor], Tensor]"
         return (score < bound) | taken.view(score.shape)
 
     return mask
+
+
+def _smallest_but(weight: Any, count: int) -> "tuple[Tensor, int]":  # noqa: ANN401 - `Stored`
+    """Return the magnitude that `count` do not exceed, and how many equal to it are among those.
+
+    Bits of magnitudes rise with them, so 16 bits after the other are counted; nothing is held.
+    """
+    import torch
+
+    double = weight.dtype == torch.float64
+    whole, first = (torch.int64, 48) if double else (torch.int32, 16)
+    found, left = 0, count
+    for shift in range(first, -1, -16):
+        counts = torch.zeros(1 << 16, dtype=torch.int64)
+        for part in _rows(weight):
+            bits = part.abs().view(whole).reshape(-1)
+            alike = bits if shift == first else bits[bits >> (shift + 16) == found]
+            counts += torch.bincount((alike >> shift) & 0xFFFF, minlength=1 << 16)
+        up_to = counts.cumsum(0)
+        digit = int(torch.searchsorted(up_to, left))
+        left -= int(up_to[digit] - counts[digit])
+        found = found << 16 | digit
+    return torch.tensor(found, dtype=whole).view(weight.dtype), left
 
 
 def smallest(score: "Tensor", pattern: Pattern) -> "Tensor":
@@ -303,9 +325,12 @@ def sparse_gpt(weight: "Tensor", gram: Any, pattern: Pattern) -> "tuple[Tensor, 
         left[:, stop:] -= errors @ upper[start:stop, stop:]
     del hessian, upper
     products = gram[...].to(weight.dtype)
-    whole = float(((weight @ products) * weight).double().sum())
-    change = weight - left
-    lost = float(((change @ products) * change).double().sum())
+    whole = lost = 0.0
+    step = max(CHUNK // weight.shape[1], 1)
+    for old, new in zip(weight.split(step), left.split(step), strict=True):
+        whole += float(((old @ products) * old).double().sum())
+        change = old - new
+        lost += float(((change @ products) * change).double().sum())
     return left, lost / whole if whole > 0 else 0.0
 
 

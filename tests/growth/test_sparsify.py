@@ -192,3 +192,34 @@ def test_gpt2_maps_are_masked_along_their_inputs(opened, write):
     path = write(sparsify(opened("gpt2"), method="magnitude", sparsity="2:4"))
     weight = weights(path)["transformer.h.0.mlp.c_fc.weight"].T  # stored [inputs, outputs]
     assert int((weight.reshape(-1, 4) != 0).sum(1).max()) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_of_equal_magnitudes_the_first_of_the_map_go(dtype, tmp_path, write, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr("growth.sparsify.CHUNK", 100)
+    base, name = weights(FIXTURES / "base"), "model.layers.0.mlp.up_proj.weight"
+    shape = base[name].shape
+    old = (torch.randint(-9, 9, shape, generator=torch.Generator().manual_seed(5)) / 7).to(dtype)
+    save_file({**base, name: old}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((FIXTURES / "base" / "config.json").read_text())
+    plan = sparsify(open_checkpoint(tmp_path), method="magnitude", sparsity="0.3")
+    found = weights(write(plan))[name].double().numpy().ravel()
+    values = old.double().numpy().ravel()
+    gone = np.argsort(np.abs(values), kind="stable")[: int(len(values) * 0.3)]
+    values[gone] = 0.0
+    np.testing.assert_array_equal(found, values)
+
+
+def test_magnitude_holds_no_whole_map():
+    from dataclasses import replace
+
+    base = open_checkpoint(FIXTURES / "base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensor = base.tensors[name]
+    large = replace(tensor, shape=(1 << 15, 1 << 12), nbytes=1 << 29)
+    wide = replace(base, tensors={**base.tensors, name: large})
+    plan = sparsify(wide, method="magnitude", sparsity="0.5", include=[f"glob:{name[:-7]}"])
+    step = next(step for step in plan.steps if step.outputs[0][0] == name)
+    assert step.scratch < large.nbytes // 2
