@@ -185,8 +185,7 @@ def _sparse(
 def _scratch(linear: Linear, method: Method) -> int:
     size, width = linear.tensor.numel, 8 if linear.tensor.dtype in {"F32", "F64"} else 4
     if method == "sparsegpt":
-        squares = linear.inputs**2
-        return 4 * (4 * size + 4 * squares) + width * max(size, squares) + 24 * CHUNK
+        return 4 * (4 * size + 4 * linear.inputs**2)
     held = size if linear.swapped else max(CHUNK, linear.inputs)
     return (4 * width + 16) * held + 64 * CHUNK
 
