@@ -27,6 +27,7 @@ COMMANDS = {
     "expand": ("expand", SHAPE, "Insert identity blocks that change nothing until trained."),
     "prune": ("prune", SHAPE, "Drop layers, by number or by what they do."),
     "sparsify": ("sparsify", SHAPE, "Set weights to zero: magnitude, Wanda, SparseGPT, 2:4."),
+    "factor": ("factor", SHAPE, "Make linear maps products of smaller ones: SVD, Monarch."),
     "widen": ("widen", SHAPE, "Multiply the width exactly, or grow it to a size."),
     "recurse": ("recurse", SHAPE, "Tie layers into a loop, with low-rank factors for each depth."),
     "upcycle": ("upcycle", SHAPE, "Make a mixture of experts of a dense model."),

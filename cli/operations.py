@@ -27,6 +27,8 @@ PLANS = {
     "laco": "growth.laco:collapse",
     "prune width": "growth.narrow:narrow",
     "sparsify": "growth.sparsify:sparsify",
+    "factor": "growth.factor.plan:factor",
+    "factor materialize": "growth.factor.dense:materialize",
     "upcycle": "growth.upcycle:upcycle",
     "moe": "growth.upcycle.moe:moe",
     "vocab extend": "growth.vocab.extend:extend",
@@ -49,6 +51,7 @@ PLANS = {
     "emr task": "merges.multitask:restore_task",
     "tall build": "merges.multitask:build_store",
     "tall task": "merges.multitask:restore_task",
+    "recover": "surgery.recover.output:healed",
     "convert": "surgery.convert:convert",
 }
 

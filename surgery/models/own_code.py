@@ -11,7 +11,10 @@ from surgery.errors import CheckpointError
 
 FORMAT = re.compile(rb"^FORMAT = (\d+)", re.MULTILINE)
 # model_type: the module, and its classes of config and model.
-CLASSES = {"recursive": ("modeling_recursive", "RecursiveConfig", "RecursiveForCausalLM")}
+CLASSES = {
+    "recursive": ("modeling_recursive", "RecursiveConfig", "RecursiveForCausalLM"),
+    "factored": ("modeling_factored", "FactoredConfig", "FactoredForCausalLM"),
+}
 
 
 def is_own(config: Mapping[str, Any]) -> bool:

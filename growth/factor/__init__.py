@@ -1,0 +1,1 @@
+"""Linear maps as products of smaller ones, and back."""
