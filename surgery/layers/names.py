@@ -1,4 +1,4 @@
-"""Layer numbers in a quantisation's names of modules (`model.layers.3.mlp`), carried along."""
+"""Layer numbers in a config's names of modules (`model.layers.3.mlp`), carried along."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from surgery.errors import PlanError
 
 
 def rename_modules(config: dict[str, Any], anatomy: Anatomy, sources: Sequence[int]) -> None:
-    """Change, in place, the names of layers in `quantization_config`.
+    """Change, in place, the names of layers in `quantization_config` and `factored`.
 
     Raises:
         PlanError: a pattern of its names numbers layers.
@@ -17,6 +17,12 @@ def rename_modules(config: dict[str, Any], anatomy: Anatomy, sources: Sequence[i
     quantisation = config.get("quantization_config")
     if isinstance(quantisation, dict):
         config["quantization_config"] = _renamed(quantisation, _Names(anatomy, sources))
+    factored = config.get("factored")
+    if isinstance(factored, dict):
+        names = _Names(anatomy, sources)
+        config["factored"] = {
+            new: told for name, told in factored.items() for new in names.of(name)
+        }
 
 
 class _Names:
