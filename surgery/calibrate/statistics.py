@@ -136,16 +136,16 @@ class StatisticsFile:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            with io_errors(self.out):
-                self.file.flush()
-                os.fsync(self.file.fileno())
+        try:
+            if kind is None:
+                with io_errors(self.out):
+                    self.file.flush()
+                    os.fsync(self.file.fileno())
+                    self.part.replace(self.out)
+        finally:
+            with suppress(OSError):  # what was not flushed fails again
                 self.file.close()
-                self.part.replace(self.out)
-            return
-        self.file.close()
-        with suppress(OSError):
-            self.part.unlink()
+            self.part.unlink(missing_ok=True)
 
     def write(self, tensors: "Mapping[str, torch.Tensor]") -> None:
         """Write tensors to their places.

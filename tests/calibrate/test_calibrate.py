@@ -141,3 +141,23 @@ def test_a_failed_run_leaves_nothing(text, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         calibrate(BASE, [text], tmp_path / "x.safetensors", collect=("layers",), progress=fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    import os
+
+    from surgery.calibrate.statistics import StatisticsFile
+    from surgery.errors import SurgeryError
+    from surgery.plan import TensorSpec
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    spec = {"cosine": TensorSpec("F64", (2, 2))}
+    with (
+        pytest.raises(SurgeryError, match="space"),
+        StatisticsFile(tmp_path / "out.safetensors", spec, {}),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
