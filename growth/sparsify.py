@@ -326,9 +326,10 @@ def sparse_gpt(weight: "Tensor", gram: Any, pattern: Pattern) -> "tuple[Tensor, 
     products = gram[...].to(weight.dtype)
     whole = lost = 0.0
     step = max(CHUNK // weight.shape[1], 1)
-    for old, new in zip(weight.split(step), left.split(step), strict=True):
+    for start in range(0, weight.shape[0], step):
+        old = weight[start : start + step]
+        change = old - left[start : start + step]
         whole += float(((old @ products) * old).double().sum())
-        change = old - new
         lost += float(((change @ products) * change).double().sum())
     return left, lost / whole if whole > 0 else 0.0
 
