@@ -1,7 +1,8 @@
-"""`surgery eval`: bits per byte, and how far children are from their parent."""
+"""`surgery eval`: bits per byte, and how far children are from their parents."""
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,17 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import render
+from surgery.errors import PlanError, VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from surgery.evaluate import Divergence, Evaluation, Figures, ModelFigures
+    from surgery.evaluate import Evaluation
 
-_COLUMNS = (
-    *("text", "model", "bits/byte", "change", "95% interval", "verdict"),
-    *("KL mean", "KL p99", "top-1"),
-)
-_NUMBERS = (2, 3, 4, 6, 7, 8)
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -39,8 +36,57 @@ def command(
         ),
     ],
     parent: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Compare with this model instead.")
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Compare with this model instead; as often as needed."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME|FILE",
+            help="A task of lm-evaluation-harness (extra: eval): its name, its .yaml file, or a "
+            ".jsonl file as for --pairs.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help='Questions, one JSON object a line: "good" and "bad", or "prompt", "choices" '
+            'and "answer". Needs no extra.',
+        ),
+    ] = None,
+    normalize: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTH",
+            help="Divide the log-probability of a choice of --pairs by its length in characters, "
+            "bytes or tokens; or none.",
+        ),
+    ] = "none",
+    maps: Annotated[
+        bool,
+        typer.Option("--maps", help="Compare weights, and layers by CKA, with every parent."),
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Let models go on behind N documents' beginnings.")
+    ] = 0,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Time reading and writing, and weigh the cache.")
+    ] = False,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT",
+            help='Exit with 3 unless it holds for every child: "bpb<parent*1.02", "kl<0.05", '
+            '"top1>90%", "acc:TASK>=parent".',
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Save the result as JSON as well."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE of -o.")] = False,
     context: Annotated[
         int | None,
         typer.Option(help="Tokens fed at most. [default: what all models take, up to 2048]"),
@@ -61,21 +107,29 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure models on text: bits per byte, and divergence from a parent.
+    """Measure models on text: bits per byte, and divergence from their parents.
 
     Every token is scored once, with the most context that the windows allow. Differences from the
-    parent come with a 95% interval, by a bootstrap over documents that pairs the models.
+    parents come with a 95% interval, by a bootstrap over documents that pairs the models.
 
     Example: surgery eval base base-stack2 --text held-out.jsonl
     """
     from surgery.evaluate import evaluate
 
     named, more = _sorted_out(models)
+    _check_output(output, force=force)
     with _progress() as progress:
         found = evaluate(
             named,
             [*text, *more],
             parent=parent,
+            maps=maps,
+            samples=samples,
+            speed=speed,
+            tasks=task or (),
+            pairs=pairs or (),
+            normalize=normalize,
+            gates=gate or (),
             context=context,
             stride=stride,
             batch_tokens=batch_tokens,
@@ -85,16 +139,45 @@ def command(
             seed=seed,
             progress=progress,
         )
+    if output is not None:
+        _save(found, output)
     if as_json:
         render.print_json(found.to_dict())
     else:
-        _show(found, documents=documents)
+        from cli.eval_tables import show
+
+        show(found, documents=documents)
+    _check_gates(found)
 
 
-def _show(found: Evaluation, *, documents: bool) -> None:
-    render.table(_COLUMNS, _rows(found, documents=documents), numbers=_NUMBERS)
-    for note in _notes(found):
-        render.line(note, "dim")
+def _check_output(output: Path | None, *, force: bool) -> None:
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        raise PlanError(
+            output, "is not a place for a file", "name a file in a folder that is there"
+        )
+    if output.exists() and not force:
+        raise PlanError(output, "already exists", "name another file, or add --force")
+
+
+def _save(found: Evaluation, output: Path) -> None:
+    """Write the whole file beside its place, and move it there."""
+    part = output.with_name(f".{output.name}.part")
+    try:
+        part.write_text(json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
+        part.replace(output)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = (error.strerror or "cannot be written").lower()
+        raise PlanError(output, reason, "save it elsewhere") from error
+
+
+def _check_gates(found: Evaluation) -> None:
+    """Tell which gates fail; the result has been printed by then."""
+    failed = [each.sentence for each in found.gates if not each.holds]
+    if failed:
+        raise VerificationError("--gate", "; ".join(failed))
 
 
 def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -102,77 +185,6 @@ def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     paths = [(argument, Path(argument)) for argument in arguments]
     texts = [a for a, path in paths if path.is_file() and path.suffix.lower() not in _WEIGHTS]
     return [a for a in arguments if a not in texts], texts
-
-
-def _rows(found: Evaluation, *, documents: bool) -> list[tuple[str, ...]]:
-    """Return the cells of the table: one text after the other, the models in each."""
-    by_model = [[*m.domains, *([m.overall] if m.domains[1:] else [])] for m in found.models]
-    rows = _section(found, by_model)
-    if documents:
-        return _section(found, [m.per_document for m in found.models]) + rows
-    return rows
-
-
-def _section(found: Evaluation, by_model: Sequence[Sequence[Figures]]) -> list[tuple[str, ...]]:
-    models = _short([model.ref for model in found.models])
-    texts = _short([figures.name for figures in by_model[0]])
-    return [
-        ("" if number else text, name, *_cells(figures, parent=number == 0))
-        for text, group in zip(texts, zip(*by_model, strict=True), strict=True)
-        for number, (name, figures) in enumerate(zip(models, group, strict=True))
-    ]
-
-
-def _cells(figures: Figures, *, parent: bool) -> tuple[str, ...]:
-    bits = "-" if figures.bits_per_byte is None else f"{figures.bits_per_byte:.4f}"
-    change, interval, verdict = "", "", "parent" if parent else ""
-    if figures.difference is not None:
-        difference = figures.difference
-        change, verdict = f"{difference.bits_per_byte:+.4f}", difference.verdict
-        if difference.low is not None and difference.high is not None:
-            interval = f"{difference.low:+.4f} {difference.high:+.4f}"
-    return (bits, change, interval, verdict, *_divergence(figures.divergence))
-
-
-def _divergence(found: Divergence | None) -> tuple[str, ...]:
-    if found is None:
-        return ("",) * 3
-    return (_nats(found.mean), _nats(found.p99), f"{found.agreement:.1%}")
-
-
-def _nats(value: float) -> str:
-    return f"{value:.1e}" if 0 < value < 0.001 else f"{value:.4f}"  # noqa: PLR2004
-
-
-def _notes(found: Evaluation) -> list[str]:
-    """Return what a reader has to know to read the figures right."""
-    overall = found.models[0].overall
-    dtypes = ", ".join(dict.fromkeys(model.dtype for model in found.models))
-    notes = [
-        f"context {found.context}, stride {found.stride}, {dtypes} on {found.device}; "
-        f"{overall.documents} document{'s'[: overall.documents > 1]}, {overall.bytes} bytes; "
-        "KL in nats per token"
-    ]
-    said: dict[str, list[str]] = {}
-    for model, name in zip(found.models, _short([m.ref for m in found.models]), strict=True):
-        for note in _model_notes(model):
-            said.setdefault(note, []).append(name)
-    notes += [f"{', '.join(names)}: {note}" for note, names in said.items()]
-    if any(d.difference and d.difference.low is None for m in found.models for d in m.domains):
-        notes.append(f"a text of fewer than {_fewest()} documents has no interval")
-    return notes
-
-
-def _model_notes(model: ModelFigures) -> list[str]:
-    notes = []
-    if model.not_compared is not None:
-        notes.append(f"no KL and top-1, {model.not_compared}")
-    if model.mark == "none":
-        notes.append("no beginning-of-sequence token, so a document's first token is not scored")
-    if model.overall.unknown:
-        lost, tokens = model.overall.unknown, model.overall.tokens
-        notes.append(f"{lost} of {tokens} tokens are unknown ones, which flatters bits per byte")
-    return notes
 
 
 @contextmanager
@@ -192,17 +204,3 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
             bar.update(tasks[name], completed=fed, total=total)
 
         yield report
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Return last parts of paths where they tell them apart, else the paths as they are."""
-    last = [Path(name).name or name for name in names]
-    return [
-        short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)
-    ]
-
-
-def _fewest() -> int:
-    from surgery.evaluate.statistics import FEWEST_DOCUMENTS
-
-    return FEWEST_DOCUMENTS

@@ -44,11 +44,11 @@ def costs(
     position_n: "torch.Tensor",
     target_n: "torch.Tensor",
 ) -> "torch.Tensor":
-    """Return nats of each model, then divergence and agreement where there are two models.
+    """Return nats of each model, and where there are two how far apart their logits are.
 
-    Shapes: logits are [b, k, v] each; the others [n]; the result is [1, n] or [4, n], in the
-    order reference nats, model nats, KL(reference || model), agreement. A token with a logit
-    that is not finite gets NaN for its nats.
+    Shapes: logits are [b, k, v] each; the others [n]; the result is [1, n] or [5, n], in the
+    order reference nats, model nats, KL(reference || model), agreement, mean squared difference
+    of the logits. A token with a logit that is not finite gets NaN for its nats.
     """
     import torch
 
@@ -91,7 +91,8 @@ def _chunk_costs(
     if len(logs) == 1:
         return nats
     agreement = (logits[0].argmax(-1) == logits[1].argmax(-1)).float()
-    return [*nats, _divergence(*logs), agreement]
+    squares = (logits[0] - logits[1]).square().mean(-1)
+    return [*nats, _divergence(*logs), agreement, squares]
 
 
 def _divergence(p_cv: "torch.Tensor", q_cv: "torch.Tensor") -> "torch.Tensor":

@@ -1,12 +1,14 @@
-"""The evaluation panel: models against texts, and children against their parent."""
+"""The evaluation panel: models against texts and tasks, and children against their parents."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from surgery.errors import RecipeError
 from surgery.evaluate.documents import read_documents
+from surgery.evaluate.extras import Extras, decided, with_extras, with_maps
 from surgery.evaluate.figures import tabulate
 from surgery.evaluate.load import Source, find_device, find_dtype, open_source
 from surgery.evaluate.pairs import Progress, Settings, score_all
@@ -21,7 +23,7 @@ def evaluate(
     models: Sequence[str | Path],
     texts: Sequence[str | Path],
     *,
-    parent: str | Path | None = None,
+    parent: str | Path | Sequence[str | Path] | None = None,
     context: int | None = None,
     stride: int | None = None,
     batch_tokens: int = 8192,
@@ -29,14 +31,30 @@ def evaluate(
     dtype: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    maps: bool = False,
+    samples: int = 0,
+    speed: bool = False,
+    tasks: Sequence[str] = (),
+    pairs: Sequence[str | Path] = (),
+    normalize: str = "none",
+    gates: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure models on texts: bits per byte, and divergence and difference from a parent.
+    """Measure models on texts: bits per byte, and divergence and difference from parents.
 
-    The parent is the one named, else the first model. Every token is scored once, in a window
+    The parents are those named, else the first model. Every token is scored once, in a window
     of `context` tokens that moves by `stride`; by default the shortest limit of the models, at
     most 2048, and half of it. Parent and child see the same windows. At most two models are in
     memory. Progress is called with a description, tokens fed, and tokens to feed.
+
+    Args:
+        maps: compare weights and layers with every parent as well.
+        samples: let every model go on behind the beginnings of so many documents.
+        speed: time every model.
+        tasks: of lm-evaluation-harness, by name or file.
+        pairs: files of questions.
+        normalize: what log-probabilities of choices are divided by.
+        gates: limits; whether they hold is in the result, and raises nothing.
 
     Raises:
         RecipeError: An option makes no sense for these models or this machine.
@@ -45,8 +63,18 @@ def evaluate(
     """
     _check(models, batch_tokens=batch_tokens, bootstrap=bootstrap)
     documents = read_documents([Path(text) for text in texts])
+    refs, parents = _ordered(models, parent)
+    extras = Extras.read(
+        samples=samples,
+        speed=speed,
+        tasks=tasks,
+        pairs=pairs,
+        normalize=normalize,
+        gates=gates,
+        children=len(refs) - parents,
+    )
     with ExitStack() as scratch:
-        sources = [open_source(model, scratch) for model in _ordered(models, parent)]
+        sources = [open_source(ref, scratch) for ref in refs]
         length = _context(sources, context)
         step = max(1, length // 2) if stride is None else stride
         check_windows(length, step)
@@ -58,10 +86,15 @@ def evaluate(
             device=place,
             dtype=find_dtype(dtype, place),
             progress=progress,
+            maps=maps,
+            seed=seed,
         )
-        scored = score_all(sources, documents, settings)
-    return Evaluation(
-        models=tabulate(documents, scored, draws=bootstrap, seed=seed),
+        scored = score_all(sources, documents, settings, parents=parents)
+        found = tabulate(documents, scored, draws=bootstrap, seed=seed)
+        found = with_maps(found, sources) if maps else found
+        found, judged = with_extras(found, sources, documents, settings, extras, draws=bootstrap)
+    evaluation = Evaluation(
+        models=found,
         context=length,
         stride=step,
         batch_tokens=batch_tokens,
@@ -69,7 +102,9 @@ def evaluate(
         bootstrap=bootstrap,
         seed=seed,
         versions={name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        tasks=judged,
     )
+    return replace(evaluation, gates=decided(evaluation, extras.gates))
 
 
 def _check(models: Sequence[str | Path], *, batch_tokens: int, bootstrap: int) -> None:
@@ -81,12 +116,17 @@ def _check(models: Sequence[str | Path], *, batch_tokens: int, bootstrap: int) -
         raise RecipeError("--bootstrap", f"{bootstrap} draws are none", "give 1000 or more")
 
 
-def _ordered(models: Sequence[str | Path], parent: str | Path | None) -> list[str]:
+def _ordered(
+    models: Sequence[str | Path], parent: str | Path | Sequence[str | Path] | None
+) -> tuple[list[str], int]:
+    """Return all models, parents first, and how many those are."""
     refs = [str(model) for model in models]
-    first = refs[0] if parent is None else str(parent)
-    if first in refs:
-        refs.remove(first)
-    return [first, *refs]
+    named = [parent] if isinstance(parent, str | Path) else list(parent or ())
+    parents = list(dict.fromkeys(str(each) for each in named)) or refs[:1]
+    for each in parents:
+        if each in refs:
+            refs.remove(each)
+    return [*parents, *refs], len(parents)
 
 
 def _context(sources: Sequence[Source], asked: int | None) -> int:

@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float32]
 
 # Raw logits of one batch, all models together; one row's logits are the floor.
 _LOGIT_BYTES = 1 << 30
+# What `costs` returns for two models.
+_LINES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +33,14 @@ class Scores:
         reference_nats: The same under the reference, or None without one.
         divergence: KL(reference || model) over the vocabulary, or None.
         agreement: 1 where both rank the same token first, else 0, or None.
+        squares: Mean over the vocabulary of the squared difference of the logits, or None.
     """
 
     nats: Floats
     reference_nats: Floats | None = None
     divergence: Floats | None = None
     agreement: Floats | None = None
+    squares: Floats | None = None
 
     def of_reference(self) -> "Scores":
         """Return what the document costs the reference; only for scores beside one."""
@@ -72,7 +76,9 @@ def score(
     plan = plan_rows(
         encoded, context=context, stride=stride, batch_tokens=min(batch_tokens, max(1, room))
     )
-    lines = [np.zeros((1 if reference is None else 4, len(e.ids)), np.float32) for e in encoded]
+    lines = [
+        np.zeros((1 if reference is None else _LINES, len(e.ids)), np.float32) for e in encoded
+    ]
     fed, total = 0, sum(row.window.width for rows in plan for row in rows)
     for rows in plan:
         _run(models, fill(rows, encoded), names=names, into=lines)
@@ -139,5 +145,11 @@ def _check_finite(models: Sequence[Loaded], part: Floats, name: str) -> None:
 def _scores(lines: Floats) -> Scores:
     if len(lines) == 1:
         return Scores(nats=lines[0])
-    reference, nats, divergence, agreement = lines
-    return Scores(nats=nats, reference_nats=reference, divergence=divergence, agreement=agreement)
+    reference, nats, divergence, agreement, squares = lines
+    return Scores(
+        nats=nats,
+        reference_nats=reference,
+        divergence=divergence,
+        agreement=agreement,
+        squares=squares,
+    )

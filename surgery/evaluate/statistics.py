@@ -55,7 +55,7 @@ def paired_difference(
     both = both[(both[:, 1] > 0) & (both[:, 3] > 0)]
     if len(both) < FEWEST_DOCUMENTS:
         return Difference(bits_per_byte=point, low=None, high=None, verdict="too few documents")
-    sums = np.concatenate(_resampled_sums(both, draws=draws, seed=seed))
+    sums = np.concatenate(resampled_sums(both, draws=draws, seed=seed))
     differences = _ratio(sums[:, :2]) - _ratio(sums[:, 2:])
     low, high = (float(x) for x in np.quantile(differences, [0.025, 0.975]))
     return Difference(bits_per_byte=point, low=low, high=high, verdict=_verdict(low, high))
@@ -71,8 +71,11 @@ def _ratio(sums: Floats) -> Floats:
     return ratio
 
 
-def _resampled_sums(values: Floats, *, draws: int, seed: int) -> list[Floats]:
-    """Shapes: values is [documents, columns]; the parts together are [draws, columns]."""
+def resampled_sums(values: Floats, *, draws: int, seed: int) -> list[Floats]:
+    """Return column sums over documents drawn with replacement.
+
+    Shapes: values is [documents, columns]; the parts together are [draws, columns].
+    """
     rng = np.random.default_rng(seed)
     count = len(values)
     at_once = max(1, _BLOCK // count)
