@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.adapters import CONFIG, PREFIX
 from surgery.lora.written import key, task_of
-from surgery.recover.lowrank import Lora, config_of, pair
+from surgery.recover.lowrank import Lora, pair
+from surgery.recover.targets import config_of
 
 if TYPE_CHECKING:
     import torch

@@ -1,24 +1,20 @@
 """LoRA by peft on every linear layer and on fused experts."""
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import OTHER_TOWERS
-from surgery.checkpoint.adapters import MUTATING
 from surgery.errors import RecipeError, TrainError
-from surgery.lora.choice import Choice
-from surgery.lora.written import make_config
 from surgery.recover.masks import keep_zeros
 from surgery.recover.settings import Settings
+from surgery.recover.targets import Target, changes_base, config_of, find_targets
 
 if TYPE_CHECKING:
     import torch
 
-EXPERTS = 3  # axes of experts that are held as one parameter
 MEASURED = ("eva", "corda")  # starts that look at inputs
-STARTS = ("default", "gaussian", "pissa", "olora", "corda", "eva", "orthogonal")
 NAME = "default"  # of the adapter
 ASKED = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),
@@ -26,35 +22,6 @@ ASKED = (
 )
 
 Samples = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What gets factors.
-
-    Attributes:
-        name: of a linear layer, or of a parameter of three axes.
-        rank: of the factors, no larger than a side.
-        leaf: the parameter's own name, of experts; empty of a linear layer.
-        first: the target that it shares its weight with; its own name if it comes first.
-        swapped: the weight is held [in, out].
-    """
-
-    name: str
-    rank: int
-    first: str
-    leaf: str = ""
-    swapped: bool = False
-
-    @property
-    def module(self) -> str:
-        """The module that holds the weight."""
-        return self.name.removesuffix(f".{self.leaf}") if self.leaf else self.name
-
-    @property
-    def weight(self) -> str:
-        """The name of the weight."""
-        return self.name if self.leaf else f"{self.name}.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,90 +43,6 @@ class Lora:
         for module, target in self.targets.items():
             if target.first == target.name:
                 yield from (f"{module}.lora_{part}.{NAME}.weight" for part in "AB")
-
-
-def find_targets(model: Any, settings: Settings) -> tuple[Target, ...]:  # noqa: ANN401
-    """Return linear layers and fused experts, without the head and towers for images and sound.
-
-    Raises:
-        RecipeError: none is asked for, or the start does not fit them.
-    """
-    ends = {id(end.weight) for end in _ends(model)}
-    firsts: dict[int, str] = {}
-    found = [
-        _target(settings, name, leaf, weight, firsts, swapped=type(module).__name__ == "Conv1D")
-        for name, module in model.named_modules()
-        if not OTHER_TOWERS.search(name)
-        for leaf, weight in _weights(module)
-        if id(weight) not in ends
-    ]
-    picked = Choice(settings.include, settings.exclude).pick([t.module for t in found])
-    targets = tuple(target for target in found if target.module in picked)
-    _check(targets, settings)
-    return targets
-
-
-def _ends(model: Any) -> list[Any]:  # noqa: ANN401
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [end for end in ends if end is not None]
-
-
-def _weights(module: Any) -> "Iterator[tuple[str, torch.Tensor]]":  # noqa: ANN401
-    import torch
-
-    if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
-        yield "", module.weight
-    elif "expert" in type(module).__name__.lower():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == EXPERTS:
-                yield leaf, parameter
-
-
-def _target(
-    settings: Settings,
-    module: str,
-    leaf: str,
-    weight: "torch.Tensor",
-    firsts: dict[int, str],
-    *,
-    swapped: bool,
-) -> Target:
-    name = f"{module}.{leaf}" if leaf else module
-    first = firsts.setdefault(id(weight), name)
-    rank = min(settings.rank, *weight.shape[-2:])
-    if settings.lora_init == "orthogonal" and rank > 1:
-        rank -= rank % 2  # it draws pairs of rows
-    return Target(name=name, leaf=leaf, rank=rank, first=first, swapped=swapped)
-
-
-def _check(targets: Sequence[Target], settings: Settings) -> None:
-    start = settings.lora_init
-    if not targets:
-        raise RecipeError("--train lora", "finds no linear layer to add factors to", "take full")
-    if start.partition("_niter")[0] not in STARTS:
-        fact = f"is none of {', '.join(STARTS)}"
-        if start == "loftq":
-            fact = "starts from a quantised base, which is not the student that is written"
-        raise RecipeError(f"--lora-init {start}", fact)
-    fused = next((t for t in targets if t.leaf), None)
-    if fused is not None and start not in {"default", "gaussian"}:
-        fact = f"starts from single matrices, and {fused.name} holds all experts"
-        raise RecipeError(f"--lora-init {start}", fact, "take default, or --exclude experts")
-    shared = next((t for t in targets if t.first != t.name), None)
-    if shared is not None and changes_base(start):
-        fact = f"takes a part of each weight away, and {shared.name} shares its own"
-        raise RecipeError(f"--lora-init {start}", fact, "take default or eva")
-    if start in {"olora", "corda"} and any(t.swapped for t in targets):
-        fact = "does not know maps that are stored [in, out], as this model's"
-        raise RecipeError(f"--lora-init {start}", fact, "take default or pissa")
-    odd = next((t for t in targets if t.rank % 2), None)
-    if odd is not None and start == "orthogonal":
-        raise RecipeError("--lora-init orthogonal", f"needs an even rank, and has {odd.rank}")
-
-
-def changes_base(start: str) -> bool:
-    """Whether a start takes a part of the base's weights into the factors."""
-    return start.startswith(MUTATING)
 
 
 def add_lora(
@@ -223,9 +106,25 @@ def _inject(
         from peft import EvaConfig
 
         config.eva_config = EvaConfig(rho=1.0)
-    wrapped = get_peft_model(model, config)
+    with _names_as_they_are(model):
+        wrapped = get_peft_model(model, config)
     if start == "eva":
         initialize_lora_eva_weights(wrapped, list(samples), show_progress_bar=False)
+
+
+@contextmanager
+def _names_as_they_are(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Keep peft from renaming targets.
+
+    For some mixtures it takes every `gate_proj` for one of an expert that older versions stored
+    alone, those of dense layers and shared experts too, by the config's `model_type`.
+    """
+    kept = model.config.model_type
+    model.config.model_type = "named exactly"
+    try:
+        yield
+    finally:
+        model.config.model_type = kept
 
 
 def _measure_corda(model: Any, config: Any, samples: Samples) -> None:  # noqa: ANN401
@@ -241,7 +140,8 @@ def _measure_corda(model: Any, config: Any, samples: Samples) -> None:  # noqa: 
     def run() -> None:
         with torch.no_grad():
             for sample in samples:
-                model(**sample)
+                for row in range(len(next(iter(sample.values())))):  # its hook takes one at a time
+                    model(**{name: tensor[row : row + 1] for name, tensor in sample.items()})
 
     config.corda_config = CordaConfig(corda_method="kpm")
     preprocess_corda(model, config, run_model=run)
@@ -281,31 +181,3 @@ def pair(model: Any, module: str) -> "tuple[torch.Tensor, torch.Tensor]":  # noq
     """Return A [rank, in] and B [out, rank] of a layer of peft."""
     layer = model.get_submodule(module)
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-
-
-def config_of(
-    targets: Sequence[Target],
-    *,
-    scale: float = 1.0,
-    base: str | None = None,
-    task: str | None = None,
-    whole: Iterable[str] = (),
-) -> dict[str, Any]:
-    """Return peft's config of targets; ranks of experts go by module and by parameter.
-
-    Args:
-        scale: alpha / rank of all of them.
-        base, task, whole: as `make_config` takes them.
-    """
-    ranks: dict[str, int] = {}
-    for target in targets:
-        ranks[target.module] = min(ranks.get(target.module, target.rank), target.rank)
-    ranks |= {target.name: ranks[target.module] for target in targets}
-    swapped = any(target.swapped for target in targets)
-    told = make_config(ranks, base=base, task=task, whole=whole, fan_in_fan_out=swapped)
-    linear = [target.name for target in targets if not target.leaf]
-    experts = [target.name for target in targets if target.leaf]
-    told |= {"target_modules": linear or None, "target_parameters": experts or None}
-    told["lora_alpha"] = told["r"] * scale
-    told["alpha_pattern"] = {name: rank * scale for name, rank in told["rank_pattern"].items()}
-    return told
