@@ -19,6 +19,7 @@ LOOK = "Look"
 SHAPE = "Change the shape"
 COMBINE = "Merge and transfer"
 MEASURE = "Measure and repeat"
+HEAL = "Heal"
 COMMANDS = {
     "inspect": ("inspect", LOOK, "Show what a checkpoint is made of."),
     "diff": ("diff", LOOK, "Compare two checkpoints, tensor by tensor and layer by layer."),
@@ -50,6 +51,7 @@ COMMANDS = {
     "tall": ("tall", COMBINE, "Keep many models as one task vector, with a mask for each."),
     "run": ("run", COMBINE, "Carry out a recipe, ours or mergekit's, or a pipeline."),
     "calibrate": ("calibrate", MEASURE, "Run a model over text, and keep what it shows for plans."),
+    "teacher": ("teacher", HEAL, "Keep a teacher's answers on disk for recoveries."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
     "demo": ("demo", MEASURE, "Take a complete tour on small trained models."),

@@ -153,7 +153,7 @@ class _Pass:
     def _chunk(self, part: Tensor, *, needed: bool) -> tuple[Tensor, Tensor | None]:
         head = self.job.head
         raw_cv = self.product.out(self.hidden_nd[part], self.bias_v)
-        logits_cv = _bent_(raw_cv, head)
+        logits_cv = bent_(raw_cv, head)
         losses = Losses(self.job, needed=needed)
         values = losses.add(logits_cv, self.job.targets[part], self._teacher(part))
         slope_cv = losses.slope
@@ -169,7 +169,7 @@ class _Pass:
             return TeacherTopK(found.ids[part], found.logits[part], found.tail[part])
         if found is None or self.theirs is None:
             return None
-        return _bent_(self.theirs.out(found.hidden[part], found.head.bias), found.head)
+        return bent_(self.theirs.out(found.hidden[part], found.head.bias), found.head)
 
     def _spread(self, part: Tensor, slope_cv: Tensor) -> None:
         if self.dx is not None:
@@ -180,8 +180,8 @@ class _Pass:
             self.db += slope_cv.sum(0)
 
 
-def _bent_(raw_cv: Tensor, head: Head) -> Tensor:
-    """Scale and soft-cap in place."""
+def bent_(raw_cv: Tensor, head: Head) -> Tensor:
+    """Scale and soft-cap outputs of the linear map in place."""
     if head.scale != 1:
         raw_cv *= head.scale
     return raw_cv if head.softcap is None else raw_cv.div_(head.softcap).tanh_().mul_(head.softcap)

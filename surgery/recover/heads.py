@@ -107,22 +107,22 @@ def head_of(model: nn.Module) -> Head:
 def states_of(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    keep_bt: Tensor,
+    keep_bt: Tensor | None = None,
     *,
     layers: bool = False,
     loops: bool = False,
 ) -> States:
-    """Run a model up to its head, and return the states of the tokens that `keep_bt` marks.
+    """Run a model up to its head, and return the states of its tokens, row after row.
 
     Args:
         model: a causal language model; its head does not run.
         inputs: `input_ids`, `position_ids` and what else it takes.
-        keep_bt: the scored tokens, booleans.
+        keep_bt: which tokens to return, booleans; None for all.
         layers: also after each layer.
         loops: also after each loop of a recursive model.
 
     Raises:
-        TrainError: `loops` of a model whose early exits are not defined.
+        RecipeError: `loops` of a model whose early exits are not defined.
     """
     if loops:
         check_exits(model)
@@ -133,10 +133,14 @@ def states_of(
     (hidden_btd,) = seen
     norm = _final_norm(model) if loops else None
     return States(
-        hidden_btd[keep_bt],
-        tuple(x[keep_bt] for x in output.hidden_states[1:]) if layers else (),
-        tuple(norm(x[keep_bt]) for x in output.loop_states[:-1]) if norm else (),
+        _taken(hidden_btd, keep_bt),
+        tuple(_taken(x, keep_bt) for x in output.hidden_states[1:]) if layers else (),
+        tuple(norm(_taken(x, keep_bt)) for x in output.loop_states[:-1]) if norm else (),
     )
+
+
+def _taken(states_btd: Tensor, keep_bt: Tensor | None) -> Tensor:
+    return states_btd.flatten(0, 1) if keep_bt is None else states_btd[keep_bt]
 
 
 def check_exits(model: nn.Module) -> None:
@@ -145,8 +149,7 @@ def check_exits(model: nn.Module) -> None:
     Raises:
         RecipeError: the model has no loops, or layers follow them.
     """
-    config: Any = model.config
-    uses: Sequence[int] = getattr(config, "layer_map", None) or ()
+    uses: Sequence[int] = getattr(model.config, "layer_map", None) or ()
     if len(set(uses)) == len(uses):
         raise RecipeError("--loss early_exit", "the student has no loops", "leave it out")
     if uses.count(uses[-1]) == 1:
