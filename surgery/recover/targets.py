@@ -53,19 +53,31 @@ def find_targets(model: Any, settings: Settings) -> tuple[Target, ...]:  # noqa:
     Raises:
         RecipeError: none is asked for, or the start does not fit them.
     """
-    ends = {id(end.weight) for end in _ends(model)}
     firsts: dict[int, str] = {}
     found = [
-        _target(settings, name, leaf, weight, firsts, swapped=type(module).__name__ == "Conv1D")
-        for name, module in model.named_modules()
-        if not OTHER_TOWERS.search(name)
-        for leaf, weight in _weights(module)
-        if id(weight) not in ends
+        _target(settings, name, leaf, weight, firsts, swapped=swapped)
+        for name, leaf, weight, swapped in _candidates(model)
     ]
     picked = Choice(settings.include, settings.exclude).pick([t.module for t in found])
     targets = tuple(target for target in found if target.module in picked)
     _check(targets, settings)
     return targets
+
+
+def has_linears(model: Any) -> bool:  # noqa: ANN401
+    """Whether there is anything to put factors on; not where all maps are factored already."""
+    return next(_candidates(model), None) is not None
+
+
+def _candidates(model: Any) -> "Iterator[tuple[str, str, torch.Tensor, bool]]":  # noqa: ANN401
+    """Yield module, parameter of experts, weight, and whether that is held [in, out]."""
+    ends = {id(end.weight) for end in _ends(model)}
+    for name, module in model.named_modules():
+        if OTHER_TOWERS.search(name):
+            continue
+        for leaf, weight in _weights(module):
+            if id(weight) not in ends:
+                yield name, leaf, weight, type(module).__name__ == "Conv1D"
 
 
 def _ends(model: Any) -> list[Any]:  # noqa: ANN401

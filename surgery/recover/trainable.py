@@ -23,6 +23,7 @@ from surgery.recover.selected import (
     select,
 )
 from surgery.recover.settings import Settings
+from surgery.recover.targets import has_linears
 from surgery.recover.tensor_file import code_of, specs_of, write_tensors
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def make_trainable(
     own = select(model, student, settings)
     check_finite(model, student)
     masked = _masked(model, student)
-    is_lora = settings.train == "lora"
+    # A model that is nothing but low-rank factors trains those: they need none beside them.
+    is_lora = settings.train == "lora" and (has_linears(model) or own <= norms_of(model))
     norms = own & norms_of(model) if is_lora else frozenset()
     routes = bundles(model, student, sorted(own - norms))
     names = names_of(model)
