@@ -77,7 +77,7 @@ def answer(
     )
     logs = [-float(s.nats.sum(dtype=np.float64)) for s in scores]
     right = {
-        metric: _right(
+        metric: right_answers(
             questions.items, [x / c.lengths[by] for x, c in zip(logs, choices, strict=True)]
         )
         for by, metric in LENGTHS.items()
@@ -94,7 +94,11 @@ def answer(
     )
 
 
-def _right(questions: Sequence[Question], scores: Sequence[float]) -> list[float]:
+def right_answers(questions: Sequence[Question], scores: Sequence[float]) -> list[float]:
+    """Return 1 where the right choice scores more than every other, else 0.
+
+    Shapes: scores are those of all choices, question after question.
+    """
     found, at = [], 0
     for question in questions:
         mine = scores[at : (at := at + len(question.choices))]

@@ -19,6 +19,9 @@ from surgery.evaluate.samples import prompts, write_samples
 from surgery.evaluate.speed import measure_speed
 from surgery.evaluate.tasks import Outcome, Task, compare_tasks
 
+# Figures that a gate can only limit beside a parent.
+_COMPARED = ("kl", "kl_p50", "kl_p95", "kl_p99", "top1", "logit_rms")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
@@ -54,6 +57,7 @@ class Extras:
         check_lengths(normalize)
         parsed = tuple(parse_gate(text) for text in gates)
         questions = read_questions([Path(path) for path in pairs])
+        _check_names(questions, tasks)
         check_tasks(tasks)
         _check_gates(parsed, questions, tasks, children)
         return cls(
@@ -71,7 +75,11 @@ class Extras:
         return bool(self.samples or self.speed or self.tasks or self.questions)
 
 
-_COMPARED = ("kl", "kl_p50", "kl_p95", "kl_p99", "top1", "logit_rms")
+def _check_names(questions: Sequence[Questions], tasks: Sequence[str]) -> None:
+    for each in questions:
+        if each.name in {Path(task).stem for task in tasks}:
+            fact = f"{each.name} is the name of a --pairs file too"
+            raise RecipeError("--task", fact, "rename one, or leave one out")
 
 
 def _check_gates(

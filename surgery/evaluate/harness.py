@@ -2,8 +2,9 @@
 
 import io
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,11 +152,21 @@ def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness from printing and logging; its bars go to stderr, where ours are."""
+    """Keep the harness from printing and logging; its bars are drawn where a person looks."""
+    from lm_eval import evaluator
+
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    # Outside a repository git complains on the terminal, past every redirection.
+    name = "get_git_commit_hash"
+    git = getattr(evaluator, name, None)
     try:
-        with redirect_stdout(io.StringIO()):
+        if git is not None:
+            setattr(evaluator, name, lambda: None)
+        with redirect_stdout(io.StringIO()), redirect_stderr(bars):
             yield
     finally:
+        if git is not None:
+            setattr(evaluator, name, git)
         logging.disable(before)
