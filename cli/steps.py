@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.main import COMMANDS, ClickException, get_command
-from cli.words import MANAGED, Step, command_line, flag_of, keys_of, named, texts
+from cli.words import MANAGED, Step, command_line, flag_of, keys_of, named, naming, texts
 from cli.writing import plans_taken_by
 from surgery.errors import RecipeError
 from surgery.pipeline import Planned, Task, is_ahead
@@ -64,7 +64,7 @@ def _read_step(document: Document, name: str, value: object, names: Sequence[str
         given=given,
         writes=writes,
         keep=keep,
-        uses=_uses(document, name, words, given, names),
+        uses=_uses(document, name, words, naming(command, given), names),
         document=document,
     )
 
@@ -123,14 +123,14 @@ def _find(words: Sequence[str], place: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _check_value_names(step: Step) -> None:
-    keys = keys_of(step)
+    keys, free = keys_of(step.command), naming(step.command, step.given)
     for name, value in step.given.items():
         place, key = step.place(name), name.replace("_", "-")
         if key in MANAGED:
             raise RecipeError(place, f"{name} is the pipeline's own", "give it to `surgery run`")
         if key not in keys:
             _unknown(place, f"{' '.join(step.words)} has no option", key, keys)
-        for word in texts(value):
+        for word in texts(value) if name in free else ():
             _refuse_path(word, step.uses, place)
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cli.writing import resolved
 from surgery.errors import RecipeError
@@ -48,23 +50,44 @@ def is_argument(parameter: Any) -> bool:  # noqa: ANN401
     return not parameter.opts[0].startswith("-")
 
 
-def keys_of(step: Step) -> dict[str, Any]:
-    """Return typer's parameters by the key that they have in the file."""
-    found = {flag_of(p).removeprefix("--"): p for p in step.command.params}
+def choices_of(command: Any) -> set[str]:  # noqa: ANN401
+    """Return the names of a command's parameters that take fixed words: none names a step."""
+    asked = signature(command.callback).parameters.items()
+    return {name for name, one in asked if _is_choice(one.annotation)}
+
+
+def _is_choice(kind: Any) -> bool:  # noqa: ANN401 - any annotation
+    if get_origin(kind) is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
+        return True
+    inside = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    return any(_is_choice(one) for one in inside)
+
+
+def keys_of(command: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return typer's parameters of a command by the key that they have in the file."""
+    found = {flag_of(p).removeprefix("--"): p for p in command.params}
     return {key: p for key, p in found.items() if key not in ("help", "version", *MANAGED)}
+
+
+def naming(command: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Return those of the given values that may name steps: no choices."""
+    keys, choices = keys_of(command), choices_of(command)
+    fixed = {key for key, parameter in keys.items() if parameter.name in choices}
+    return {name: value for name, value in given.items() if name.replace("_", "-") not in fixed}
 
 
 def command_line(step: Step, paths: Mapping[str, Path]) -> list[str]:
     """Return the words behind the command, each used step's name replaced by its output."""
-    keys = keys_of(step)
+    keys, choices = keys_of(step.command), choices_of(step.command)
     options: list[str] = []
     arguments: dict[str, list[str]] = {}
     for name, value in step.given.items():
         parameter = keys[name.replace("_", "-")]
+        places = {} if parameter.name in choices else paths
         if is_argument(parameter):
-            arguments[parameter.name] = _argument(step, name, parameter, value, paths)
+            arguments[parameter.name] = _argument(step, name, parameter, value, places)
         else:
-            options += _option(step, name, parameter, value, paths)
+            options += _option(step, name, parameter, value, places)
     ordered = [arguments.get(p.name, []) for p in step.command.params if is_argument(p)]
     return [*options, "--", *(word for words in ordered for word in words)]
 
