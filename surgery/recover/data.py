@@ -132,12 +132,8 @@ class Rows:
 
     def __len__(self) -> int:
         """Rows of an epoch: all of the main data once, and the replay between it."""
-        main = len(self._pools[0])
-        return main if not self._share else -(-main * self._share.denominator // self._kept)
-
-    @property
-    def _kept(self) -> int:
-        return self._share.denominator - self._share.numerator
+        one = self._share.denominator
+        return (len(self._pools[0]) - 1) * one // (one - self._share.numerator) + 1
 
     @property
     def stored(self) -> int:

@@ -55,12 +55,14 @@ class Pool:
         return len(self.fills)
 
     def order(self, epoch: int) -> "Ints":
-        """Return the rows of an epoch in their order; the last two asked for are kept."""
-        if epoch not in self.orders:
-            while len(self.orders) > 1:
-                self.orders.pop(next(iter(self.orders)))
-            self.orders[epoch] = _generator(*self.seed, epoch + 1).permutation(len(self))
-        return self.orders[epoch]
+        """Return the rows of an epoch in their order; those of two epochs are kept."""
+        found = self.orders.get(epoch)
+        if found is None:
+            found = _generator(*self.seed, epoch + 1).permutation(len(self))
+            if len(self.orders) > 1:
+                self.orders.clear()
+            self.orders[epoch] = found
+        return found
 
     def place(self, rank: int) -> int:
         """Return the row that comes at a rank, which counts on over epochs."""

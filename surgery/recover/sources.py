@@ -6,6 +6,7 @@ A record is a text under "text", or a chat under "messages". Nothing is tokenize
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,12 +135,13 @@ class Reader:
     def _hub(self) -> Iterator[Record]:
         name, revision, split = split_hub_name(str(self.source.path))
         datasets = _extra("datasets", str(self.source.path))
-        try:
-            found = datasets.load_dataset(name, revision=revision, split=split)
-        except Exception as error:
-            words = " ".join(str(error).split())[:300]
-            fact = f"the data set cannot be loaded ({type(error).__name__}: {words})"
-            raise CheckpointError(self.source.path, fact) from error
+        with _without_bars(datasets):
+            try:
+                found = datasets.load_dataset(name, revision=revision, split=split)
+            except Exception as error:
+                words = " ".join(str(error).split())[:300]
+                fact = f"the data set cannot be loaded ({type(error).__name__}: {words})"
+                raise CheckpointError(self.source.path, fact) from error
         columns = _columns(found.column_names, str(self.source.path))
         yield from _numbered(self._digested(found.select_columns(columns)), name)
 
@@ -164,6 +166,18 @@ def _extra(module: str, place: str) -> Any:  # noqa: ANN401 - a module
     except ImportError as error:
         fact = "needs the datasets package, which is not installed"
         raise RecipeError(place, fact, "pip install 'model-surgery[data]'") from error
+
+
+@contextmanager
+def _without_bars(datasets: Any) -> Iterator[None]:  # noqa: ANN401 - a module
+    """Keep the package from writing on the terminal; put its setting back afterwards."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _columns(names: Iterable[str], place: str) -> list[str]:
