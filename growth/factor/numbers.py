@@ -144,8 +144,8 @@ def spectrum(form: Form, weight: "Tensor", gram: "Tensor | None") -> "Tensor":
         found: Tensor = sizes.square().sum(dim=(0, 1))
         return found
     matrix = weight if gram is None else weight.double() @ whitener(gram)
-    found = torch.linalg.eigvalsh(gram_matrix(matrix)).flip(0).clamp_min(0)
-    return found
+    squares: Tensor = torch.linalg.eigvalsh(gram_matrix(matrix)).flip(0)
+    return squares.clamp_min(0)
 
 
 def lost(weight: "Tensor", change: "Tensor", gram: "Tensor | None") -> dict[str, float]:

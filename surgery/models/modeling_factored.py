@@ -26,6 +26,7 @@ from transformers.conversion_mapping import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
+FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
 # Every stock configuration reads this field's keys as integers. A sentence as the key makes all of
 # them refuse the directory, and not fill the maps that they do not find with random numbers.
 GUARD = "id2label"
