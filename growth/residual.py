@@ -16,6 +16,8 @@ WRITER = re.compile(
     r"|(block_sparse_moe|shared_mlp)\.output_linear)(\.|$|_)"
 )
 FEEDS = {"fc1", "fc_in", "linear_1"}  # lies beside its writer, not in one module with it
+# Of a factored map one factor is zeroed: with both at zero neither would get a gradient.
+KEPT = (".factor_A", ".sparse_places")
 # A norm after the sum changes the stream even when the layer adds nothing; so does a factor.
 NORM_AFTER_SUM = re.compile(r"(^|\.)output\.LayerNorm\.")
 CHANGES_STREAM = re.compile(r"residual|layer_scalar|(^|[._])hc([._]|$)")
@@ -35,7 +37,7 @@ SETTINGS: tuple[tuple[str, bool], ...] = (
 
 def writers_among(names: Iterable[str]) -> frozenset[str]:
     """Return the names within a layer, biases included, of weights that write to the stream."""
-    return frozenset(name for name in names if WRITER.search(name))
+    return frozenset(name for name in names if WRITER.search(name) and not name.endswith(KEPT))
 
 
 def identity_writers(base: Checkpoint, parts: Anatomy, layer: int) -> frozenset[str]:
