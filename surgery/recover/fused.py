@@ -89,7 +89,7 @@ class Fused(torch.autograd.Function):
         device = hidden_nd.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with torch.autocast(device, enabled=False):
-            run = _Pass(hidden_nd, weight_vd, bias_v, job, low or hidden_nd.dtype)
+            run = _Pass(hidden_nd, weight_vd, bias_v, job, low or _lower(hidden_nd, weight_vd))
             sums = run.run(ctx.needs_input_grad[:3])
         ctx.gradients = run.gradients()
         ctx.mark_non_differentiable(sums)
@@ -118,8 +118,8 @@ class _Pass:
         theirs = job.teacher
         self.theirs: Product | None = None
         if isinstance(theirs, TeacherHidden):
-            dtype = theirs.hidden.dtype
-            self.theirs = Product(theirs.head.weight, dtype, self.exact, job.block)
+            low = _lower(theirs.hidden, theirs.head.weight)
+            self.theirs = Product(theirs.head.weight, low, self.exact, job.block)
         self.dx: Tensor | None = None
         self.dw: Tensor | None = None
         self.db: Tensor | None = None
@@ -178,6 +178,11 @@ class _Pass:
             self.product.add_outer(self.dw, slope_cv, self.hidden_nd[part])
         if self.db is not None:
             self.db += slope_cv.sum(0)
+
+
+def _lower(one: Tensor, other: Tensor) -> torch.dtype:
+    """Return what to multiply in: models under autocast mix dtypes, and mean the lower one."""
+    return min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
 
 
 def bent_(raw_cv: Tensor, head: Head) -> Tensor:

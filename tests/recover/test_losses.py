@@ -185,11 +185,11 @@ def test_a_second_backward_pass_is_refused_instead_of_wrong() -> None:
         total.backward()
 
 
-@pytest.mark.parametrize("mixed", ["all bfloat16", "float32 head", "autocast"])
+@pytest.mark.parametrize("mixed", ["all bfloat16", "float32 head", "bfloat16 head", "autocast"])
 def test_bfloat16_is_summed_in_float32(mixed: str) -> None:
-    low = torch.float32 if mixed == "autocast" else torch.bfloat16
-    hidden, targets = make_batch(low)
-    head = make_head(1, dtype=torch.bfloat16 if mixed == "all bfloat16" else torch.float32)
+    low, high = torch.bfloat16, torch.float32
+    hidden, targets = make_batch(high if mixed in {"autocast", "bfloat16 head"} else low)
+    head = make_head(1, dtype=high if mixed in {"autocast", "float32 head"} else low)
     rounded = [t.detach().to(torch.bfloat16).double() for t in (hidden, head.weight)]
     exact = [t.requires_grad_() for t in rounded]
     wanted = naive({"ce": 1.0}, exact[0], Head(exact[1]), targets, None)
