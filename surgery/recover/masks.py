@@ -46,7 +46,9 @@ class Masks:
 
         kept = self._kept[name].to(_local(like).device)
         if isinstance(like, DTensor) and tuple(kept.shape) != tuple(_local(like).shape):
-            kept = distribute_tensor(kept, like.device_mesh, like.placements).to_local()
+            mesh, places = like.device_mesh, like.placements
+            # Every process has the whole mask, so that none has to send it.
+            kept = distribute_tensor(kept, mesh, places, src_data_rank=None).to_local()
         self._kept[name] = kept
         return kept
 

@@ -163,7 +163,7 @@ def make_trainable(
         whole=tuple(sorted(norms)),
     )
     _freeze(trainable)
-    sparse = [name for name in own if masked.intersection(names[name])]
+    sparse = [name for name in sorted(own) if masked.intersection(names[name])]
     if sparse:
         found = trainable._plain()
         trainable.masks = Masks({name: found[name] for name in sparse})

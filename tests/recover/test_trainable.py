@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +191,27 @@ def test_masked_factors_give_the_sum_that_they_say(structure, tmp_path) -> None:
             elif f"{key}.weight" in stored:
                 parameter.copy_(stored[f"{key}.weight"])
     assert float((logits(plain) - logits(trainable.model)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_two_processes_export_what_one_does(mode, structure, tmp_path) -> None:
+    plan = sparsify(open_checkpoint(structure("llama")), method="magnitude", sparsity="0.5")
+    student = run(plan, tmp_path / "sparse").out
+    tests = Path(__file__).parent
+    runpy.run_path(str(tests / "sharded.py"))["main"](student, tmp_path / "1", mode)
+    subprocess.run(
+        (
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(tests / "sharded.py", student, tmp_path / "2", mode),
+        ),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, tests.parents[:2]))},
+        check=True,
+        timeout=180,
+        capture_output=True,
+    )
+    one, two = (tensors(tmp_path / str(count)) for count in (1, 2))
+    assert one.keys() == two.keys()
+    assert all(float((one[n] - two[n]).abs().max()) < 1e-5 for n in one)
 
 
 def edited(path: Path, out: Path, **changes) -> Path:
