@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgery.errors import CheckpointError, RecipeError
 
@@ -14,8 +14,7 @@ FORMAT = 1
 LONGEST = 60  # characters of an option's value in a message
 
 
-@dataclass(frozen=True, slots=True)
-class FileTold:
+class FileTold(NamedTuple):
     """Size and digest of a file."""
 
     size: int
@@ -43,7 +42,7 @@ class Manifest:
 
     def document(self) -> bytes:
         """Return the file's bytes, which hold their own digest."""
-        files = {name: asdict(told) for name, told in self.files.items()}
+        files = {name: told._asdict() for name, told in self.files.items()}
         told = {"format": FORMAT, "settings_digest": digest(self.settings)}
         told |= {name: getattr(self, name) for name in self.__slots__} | {"files": files}
         return canonical({**told, "digest": digest(told)})
@@ -104,6 +103,16 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != told.sha256:
             raise CheckpointError(path, "does not hold what was written")
+
+
+def check_step(folder: Path, manifest: Manifest, step: int) -> None:
+    """Refuse a checkpoint under another one's name.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if manifest.step != step:
+        raise CheckpointError(folder, f"holds step {manifest.step}")
 
 
 def check_settings(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
