@@ -4,6 +4,7 @@ Axis letters: n tokens of a batch, d width, l layers and one more.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,17 +143,31 @@ def _batches(encoded: Sequence[Encoded], *, context: int, seed: int) -> Iterator
         yield tuple(batch)
 
 
+def _layers(loaded: Loaded) -> list[Any]:
+    """Return the decoder's layers: by their name on disk, or, where loading renames, by place.
+
+    Raises:
+        TrainError: There are none in either.
+    """
+    import torch
+
+    prefix = anatomy(open_checkpoint(loaded.path)).stack.prefix
+    with suppress(AttributeError):
+        return list(loaded.model.get_submodule(prefix).children())
+    with suppress(AttributeError):
+        for module in loaded.model.get_decoder().modules():
+            if isinstance(module, torch.nn.ModuleList):
+                return list(module)
+    fact = f"has no layers under {prefix} once it is loaded"
+    raise TrainError(loaded.path, fact, "leave --maps out")
+
+
 class _Stream:
     """Runs a model and returns the residual stream before, between and behind its layers."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.loaded, self.seen = loaded, list["torch.Tensor"]()
-        prefix = anatomy(open_checkpoint(loaded.path)).stack.prefix
-        try:
-            self.layers: list[Any] = list(loaded.model.get_submodule(prefix).children())
-        except AttributeError as error:
-            fact = f"has no layers under {prefix} once it is loaded"
-            raise TrainError(loaded.path, fact, "leave --maps out") from error
+        self.loaded, self.layers = loaded, _layers(loaded)
+        self.seen: list[torch.Tensor] = []
 
     def run(self, rows: tuple[Row, ...], encoded: Sequence[Encoded]) -> "Grams":
         """Return [n, d] at each place; a layer that runs several times has as many places."""

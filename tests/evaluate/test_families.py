@@ -32,3 +32,18 @@ def test_a_short_document_costs_what_transformers_says(
     (found,) = evaluate([path], [text]).models
     assert found.overall.tokens == len(ids) - 1
     assert found.overall.nats == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURES if is_decoder(name)])
+def test_every_structure_has_maps_samples_and_speed(
+    name: str, structure: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = structure(name)
+    text = tmp_path / "text.txt"
+    text.write_text("a short line of a few more words, so that there is something to read")
+    child = evaluate([path, path], [text], maps=True, samples=1, speed=True).models[1]
+    figures = [x for x in child.against[0].similarity.diagonal if x is not None]
+    assert figures == pytest.approx([1.0] * len(figures), abs=1e-6)
+    assert len(figures) > 1
+    assert child.samples[0].tokens > 0
+    assert child.speed.prefill_per_second > 0
