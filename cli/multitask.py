@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from cli.writing import Told, Writing, default_output, write_plan, writing_options
+from cli.report import Told
+from cli.writing import Writing, default_output, write_plan, writing_options
 from merges.multitask import build_store, read_store, restore_task
 from merges.multitask.store import factors_of
 from surgery.checkpoint import Checkpoint

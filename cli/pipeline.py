@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import render
+from cli.report import remarks, totals
 from cli.steps import as_task, read_steps
 from cli.words import Step
 from cli.writing import Writing, is_planning
@@ -170,6 +171,8 @@ def _run(found: Sequence[Outlook], folder: Folder, writing: Writing) -> None:
     for outcome in carry_out(found, folder, force=writing.force, progress=drawn):
         done.append(outcome)
         if not writing.as_json:
+            remarks(outcome.notes, outcome.told, of=f"{outcome.task.name}: ")
+            totals(outcome.total)
             render.line(_told(outcome, max(len(one.task.name) for one in found)))
     if writing.as_json:
         render.print_json({"output": str(folder.path), "steps": [_as_dict(one) for one in done]})
@@ -196,4 +199,7 @@ def _as_dict(one: Outcome) -> dict[str, Any]:
         "seconds": round(one.seconds, 3),
         "bytes_written": one.bytes_out,
         "steps_resumed": one.reused,
+        "told": one.told,
+        **one.total,
+        "notes": list(one.notes),
     }

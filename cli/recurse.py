@@ -12,9 +12,9 @@ import typer
 import typer.main
 
 from cli import render
+from cli.report import InAll
 from cli.writing import (
     BASE,
-    InAll,
     Writing,
     default_output,
     is_planning,

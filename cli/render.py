@@ -67,6 +67,14 @@ def remark(text: str) -> None:
         sys.stderr.write(printable(text) + "\n")
 
 
+def warn(text: str) -> None:
+    """Print one line on stderr that is not to be overlooked."""
+    if is_watched(stderr=True):
+        err().print(printable(text), style="bold yellow", markup=False)
+    else:
+        sys.stderr.write(printable(text) + "\n")
+
+
 def gap() -> None:
     """Print an empty line between tables when piped; on a terminal tables bring their own."""
     if not is_watched():

@@ -181,7 +181,8 @@ def _plan(step: Step, defaults: Sequence[str], paths: Mapping[str, Path]) -> Pla
     taken: list[Planned] = []
     words = [*defaults, *command_line(step, paths)]
     taker = plans_taken_by(
-        lambda plan, limits: taken.append(Planned(plan=plan, limits=limits)), outputs=paths
+        lambda plan, limits, in_all: taken.append(Planned(plan=plan, limits=limits, in_all=in_all)),
+        outputs=paths,
     )
     with taker, _told_aside():
         _call(step, words)

@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 
 from cli import render
+from cli.report import WARNING, InAll, remarks, totals
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError
 from surgery.plan import Plan
 
-Told = Mapping[str, Mapping[str, float]]
-InAll = Callable[[Told], Mapping[str, float]]
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
-# Who gets the plans of commands instead of running them, and the limits to run them by.
-Taker = Callable[[Plan, Mapping[str, Any]], None]
+# Who gets the plans of commands instead of running them, the limits to run them by, and what
+# makes figures of the whole.
+Taker = Callable[[Plan, Mapping[str, Any], InAll], None]
 _taker: ContextVar[Taker | None] = ContextVar("taker", default=None)
 _outputs: ContextVar[Mapping[str, Path]] = ContextVar("outputs")  # what names of steps stand for
 
@@ -174,7 +173,7 @@ def write_plan(plan: Plan, out: Path, writing: Writing, *, in_all: InAll = lambd
     limits = writing.limits()
     taker = _taker.get()
     if taker is not None:
-        taker(plan, {**limits, "fresh": not writing.resume})
+        taker(plan, {**limits, "fresh": not writing.resume}, in_all)
         return
     if writing.dry_run:
         from surgery.describe import describe
@@ -220,31 +219,10 @@ def carry_out(
         )
         return
     resumed = f", {report.reused} of {len(plan.steps)} steps kept" if report.reused else ""
-    for note in plan.notes:
-        render.remark(f"note: {note}")
-    for told in figures(report.record.get("told", {})):
-        render.remark(told)
-    for name, value in total.items():
-        render.line(f"{name}: {value:.4g}")
+    remarks(plan.notes, report.record.get("told", {}))
+    totals(total)
     written = render.size(plan.bytes_out)
     render.line(f"{out}  {len(plan.order)} tensors, {written} in {report.seconds:.1f} s{resumed}")
-
-
-def figures(told: Told) -> Iterator[str]:
-    """Sum up what steps told of their tensors: a line for each figure, but those named `_...`."""
-    every = dict.fromkeys(name for figures in told.values() for name in figures)
-    for name in (name for name in every if not name.startswith("_")):
-        values = {tensor: figures[name] for tensor, figures in told.items() if name in figures}
-        least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-        ends = [f"{values[least]:.3g}", f"{values[most]:.3g}"]
-        label = name.replace("_", " ")
-        if len(values) == 1:
-            yield f"{label}: {ends[0]} ({least})"
-        elif ends[0] == ends[1]:
-            yield f"{label}: {ends[0]} in each of {len(values)} tensors"
-        else:
-            middle = f"median {median(values.values()):.3g} of {len(values)} tensors"
-            yield f"{label}: {middle}, {ends[0]} ({least}) to {ends[1]} ({most})"
 
 
 def default_output(source: Checkpoint, suffix: str) -> Path:
@@ -269,5 +247,6 @@ def _show_plan(told: dict[str, Any]) -> None:
     for name, count in told["dropped"].items():
         render.line(f"drops   {count} tensors: {name}")
     for note in told["notes"]:
-        render.line(f"note    {note}")
+        warns = note.startswith(WARNING)
+        render.line(f"warning {note.removeprefix(WARNING)}" if warns else f"note    {note}")
     render.line("nothing was written (--dry-run)", "dim")

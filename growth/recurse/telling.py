@@ -1,7 +1,7 @@
 """What a user should know of a recursion: its size, the energy kept, and where it is unwise."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,11 @@ def notes(looped: Looped, ranks: Ranks, *, init: Init, rank: int | None) -> Iter
         rank: as asked for every layer, if one was.
     """
     counted = size(looped, ranks)
-    yield (
+    told = (
         f"the recursive form holds {counted.ratio:.1%} of the model's parameters, "
         f"{counted.layer_ratio:.1%} of those in the layers"
     )
+    yield told if counted.ratio <= 1 else f"warning: {told}: more than the model; take lower ranks"
     limits = {name: dense_rank(shape) for name, shape in shapes(looped).items()}
     over = [name for name, own in ranks.items() if max(own) > limits[name]]
     if over:
@@ -102,10 +103,11 @@ def _kinds(looped: Looped) -> Iterator[str]:
         yield "layers of different kinds (layer_types) share a block: each depth keeps its own kind"
 
 
-def captured(plan: Plan, told: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def captured(plan: Plan, told: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Return the share of the squared residuals that is kept, by linear layer and in all."""
     kept: dict[str, float] = {}
     whole: dict[str, float] = {}
+    limits: dict[str, int] = {}
     for step in plan.steps:
         figures = told.get(step.outputs[0][0], {})
         found = IN_LAYER.search(step.outputs[0][0])
@@ -113,10 +115,26 @@ def captured(plan: Plan, told: Mapping[str, Mapping[str, float]]) -> dict[str, f
             module = found["module"]
             kept[module] = kept.get(module, 0.0) + figures["energy"] * figures["_change"]
             whole[module] = whole.get(module, 0.0) + figures["_change"]
-    shares = {f"energy of {name}": _share(kept[name], whole[name]) for name in kept}
-    if not shares:
+            rows, columns = step.inputs[0].shape
+            limits[module] = dense_rank((rows, columns))
+    if not kept:
         return {}
-    return shares | {"energy in all": _share(sum(kept.values()), sum(whole.values()))}
+    modules = [
+        _row(name, plan.facts["ranks"][name], limits[name], _share(kept[name], whole[name]))
+        for name in kept
+    ]
+    return {"modules": modules, "energy_in_all": _share(sum(kept.values()), sum(whole.values()))}
+
+
+def _row(name: str, ranks: Sequence[int], limit: int, share: float) -> dict[str, Any]:
+    low, high = min(rank for rank in ranks if rank), max(ranks)
+    over = f"above {limit} a dense difference is smaller" if high > limit else ""
+    return {
+        "module": name,
+        "rank": f"{low}" if low == high else f"{low}-{high}",
+        "share_of_the_difference_kept": share,
+        "warning": over,
+    }
 
 
 def _share(kept: float, whole: float) -> float:

@@ -11,6 +11,7 @@ from surgery.plan import Plan
 from surgery.shards import SHARD_SIZE
 
 Paths = Mapping[str, Path]
+Told = Mapping[str, Mapping[str, float]]
 _ahead: ContextVar[bool] = ContextVar("ahead", default=False)
 
 
@@ -31,10 +32,15 @@ def is_ahead() -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, and the limits it is to be run by (those of `surgery.run.run`)."""
+    """A plan, and the limits it is to be run by (those of `surgery.run.run`).
+
+    Attributes:
+        in_all: makes of what the plan's steps told, by tensor, figures of the whole.
+    """
 
     plan: Plan
     limits: Mapping[str, Any] = field(default_factory=dict)
+    in_all: Callable[[Told], Mapping[str, Any]] = lambda _: {}
 
     @property
     def shard_size(self) -> int:
@@ -95,6 +101,9 @@ class Outcome:
         why: the reason in words.
         output: where its output is, or was.
         reused: plan steps that an interrupted run had finished.
+        notes: of its plan, where it was run.
+        told: what the plan's steps found out, by tensor.
+        total: figures of the whole.
     """
 
     task: Task
@@ -104,3 +113,6 @@ class Outcome:
     seconds: float = 0.0
     bytes_out: int = 0
     reused: int = 0
+    notes: tuple[str, ...] = ()
+    told: Told = field(default_factory=dict)
+    total: Mapping[str, Any] = field(default_factory=dict)

@@ -194,6 +194,7 @@ def _make(one: Outlook, folder: Folder, *, force: bool, progress: Drawn) -> Outc
     began = perf_counter()
     with progress(task.name) as drawn:
         report = folder.make(task.name, planned, force=force, progress=drawn)
+    told = report.record.get("told", {})
     return Outcome(
         task=task,
         state="made",
@@ -202,6 +203,9 @@ def _make(one: Outlook, folder: Folder, *, force: bool, progress: Drawn) -> Outc
         seconds=perf_counter() - began,
         bytes_out=planned.plan.bytes_out,
         reused=report.reused,
+        notes=tuple(planned.plan.notes),
+        told=told,
+        total=planned.in_all(told),
     )
 
 

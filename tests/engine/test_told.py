@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-from cli.writing import figures
+from cli.report import figures
 from surgery.apply import apply
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import StepError

@@ -306,7 +306,7 @@ def test_the_command_writes_verifies_and_reproduces(trio, tmp_path, capsys) -> N
     out = tmp_path / "out"
     words = ["lora", "merge", str(one), str(two), "-o", str(out), "--method", "svd"]
     assert main([*words, "--weight", "0.5,0.5", "--rank", "3"]) == 0
-    assert "energy: 0." in capsys.readouterr().err
+    assert "share kept (energy): median 0." in capsys.readouterr().err
     assert main(["verify", str(out)]) == 0
     assert main(["reproduce", str(out)]) == 0
     assert main([*words, "--weight", "a,b"]) == 2

@@ -292,7 +292,7 @@ def test_the_command_tells_records_and_reproduces(pair, tmp_path, capsys) -> Non
     assert main(["reproduce", str(out)]) == 0
     assert main(words) == 1
     assert main([*words, "--force"]) == 0
-    assert "energy_in_all: 0." in capsys.readouterr().out
+    assert "share kept (energy) in all: 0." in capsys.readouterr().out
 
 
 def test_energy_in_all_weighs_modules_by_their_change(tmp_path) -> None:

@@ -58,12 +58,37 @@ def test_inspect_tells_every_depth(norms, base, tmp_path, capsys):
     assert "recursive  4 layers" in capsys.readouterr().out
 
 
-def test_energy_is_printed_by_linear_layer(base, tmp_path, capsys):
+def test_the_share_kept_is_told_by_linear_layer_with_its_rank(base, tmp_path, capsys):
     out = tmp_path / "out"
     main(["recurse", "relax", str(base), *LOW, "-o", str(out)])
-    told = capsys.readouterr().out
-    assert "energy of self_attn.q_proj: 0." in told
-    assert "energy in all: 0." in told
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split("  ")[0] == "module"
+    assert "share of the difference kept" in told[0]
+    row = next(line.split() for line in told if line.startswith("self_attn.q_proj"))
+    assert row[1] == "3"
+    assert 0 < float(row[2]) < 1
+    assert any(line.startswith("share kept (energy) in all: 0.") for line in told)
+
+
+def test_a_form_larger_than_the_model_is_warned_of_first(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["recurse", "relax", str(base), "--blocks", "2", "--rank", "64", "-o", str(out)]
+    assert main([*words, "--dry-run"]) == 0
+    assert "warning the recursive form holds" in capsys.readouterr().out
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("warning: the recursive form holds ")
+    assert "% of those in the layers: more than the model; take lower ranks" in told.err
+    assert "a dense difference is smaller" in told.out
+
+
+def test_an_adapters_figures_name_modules(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["recurse", "relax", str(base), *LOW, "--format", "peft", "-o", str(out)])
+    told = capsys.readouterr().err
+    assert "(energy): median" in told
+    assert "base_model" not in told
+    assert "lora_A" not in told
 
 
 def test_untie_makes_a_base_and_an_adapter(base, tmp_path):
