@@ -27,6 +27,10 @@ from surgery.plan import Plan, check_plan
 from surgery.preflight import MEMORY
 
 DEVICES = ("cpu", "cuda")
+SKETCHED = (
+    "ranks keep the energy asked for by exact singular values; the sketches of --svd randomized "
+    "may keep a little less (gram, the default with --energy, does not)"
+)
 
 
 def tie(
@@ -124,6 +128,7 @@ def relax(
     if energy is not None and part != "base":
         limits: dict[str, Any] = {"workers": workers, "memory": memory, "progress": progress}
         ranks, more = energy_ranks(looped, ranks, energy=energy, how=how, fold=fold, limits=limits)
+        more += (SKETCHED,) if svd == "randomized" else ()
     ranks = {name: own for name, own in ranks.items() if any(own)}
     asked: dict[str, Any] = {"blocks": blocks, "rank": rank, "energy": energy, "init": init}
     asked |= {"scheme": scheme, "tie_norms": tie_norms, "format": format, "part": part}

@@ -86,8 +86,9 @@ def test_energy_keeps_what_is_asked(opened, write):
     ranks = {rank for own in plan.facts["ranks"].values() for rank in own}
     assert len(ranks) > 1
     figures = captured(plan, told)
-    assert set(figures) == {f"energy of {name}" for name in plan.facts["ranks"]} | {"energy in all"}
-    assert all(0.8 <= share <= 1 for share in figures.values())
+    assert {row["module"] for row in figures["modules"]} == set(plan.facts["ranks"])
+    shares = [row["share_of_the_difference_kept"] for row in figures["modules"]]
+    assert all(0.8 <= share <= 1 for share in (*shares, figures["energy_in_all"]))
 
 
 def test_a_depth_with_a_block_of_its_own_has_no_factors(opened):
@@ -214,3 +215,9 @@ def test_cuda_finds_the_same_factors(opened, write):
     told = [json.loads((path / "surgery.json").read_text())["told"] for path in made]
     for name, figures in told[0].items():
         assert figures["energy"] == pytest.approx(told[1][name]["energy"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("svd", "told"), [("randomized", True), ("gram", False), (None, False)])
+def test_that_sketches_may_miss_the_energy_is_noted(svd, told, opened):
+    plan = relax(opened("llama"), blocks=2, energy=0.9, svd=svd)
+    assert any("may keep a little less" in note for note in plan.notes) is told
