@@ -11,6 +11,8 @@ Told = Mapping[str, Mapping[str, float]]
 InAll = Callable[[Told], Mapping[str, Any]]
 WARNING = "warning: "  # notes that begin so stand out
 LABELS = {"energy": "share kept (energy)"}
+# Figures of which a negative one is bad news, and what it means.
+BELOW_ZERO = {"explained": "there the prediction is worse than a guess of zero"}
 BEHIND = (".weight", ".lora_A", ".lora_B")
 BEFORE = "base_model.model."  # of every tensor in an adapter of peft's
 
@@ -76,6 +78,9 @@ def figures(told: Told) -> Iterator[str]:
             middle = f"median {median(values.values()):.3g} of {len(values)} tensors"
             low, high = _module(least), _module(most)
             yield f"{label}: {middle}, {ends[0]} ({low}) to {ends[1]} ({high})"
+        below = sum(value < 0 for value in values.values())
+        if name in BELOW_ZERO and below:
+            yield f"{label} below 0 in {below} of {len(values)}: {BELOW_ZERO[name]}"
 
 
 def _module(tensor: str) -> str:

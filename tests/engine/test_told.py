@@ -145,3 +145,11 @@ def test_figures_are_summed_up_in_a_line() -> None:
         "u: 1 in each of 2 tensors",
         "one more: 1 (c)",
     ]
+
+
+def test_a_prediction_worse_than_none_is_said() -> None:
+    told = {"a": {"explained": -0.25}, "b": {"explained": 0.5}}
+    assert list(figures(told))[1:] == [
+        "explained below 0 in 1 of 2: there the prediction is worse than a guess of zero"
+    ]
+    assert len(list(figures({"b": {"explained": 0.5}}))) == 1
