@@ -25,7 +25,10 @@ def command(
         ),
     ] = "midas",
     stages: Annotated[
-        int | None, typer.Option(help="How many depths are trained, the first included.")
+        int | None,
+        typer.Option(
+            help="How many depths are trained, the first included.  [default: as few as fit]"
+        ),
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Training budget of all stages in tokens, such as 20B.")

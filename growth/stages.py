@@ -52,7 +52,8 @@ def plan_stages(
 
     Args:
         base: as it is trained first.
-        stages: k, the first included; doubling has as many as it takes.
+        stages: k, the first included; by default as few as equal blocks allow. Doubling has as
+            many as it takes.
         tokens: the budget of all stages together.
         alpha: stage i of k is trained for a share proportional to i^alpha (PROP-alpha).
 
@@ -94,9 +95,11 @@ def _check(count: int, to: int, tokens: float | None, alpha: float) -> None:
 def _depths(count: int, to: int, schedule: Schedule, stages: int | None) -> list[int]:
     if schedule == "progressive":
         return _doubled(count, to, stages)
-    if stages is None or stages < 2:  # noqa: PLR2004 - one to start from, one to grow
-        fact = f"needs --stages of 2 or more, the {count} layers as they are included"
-        raise RecipeError(f"--schedule {schedule}", fact, _remedy(count, to))
+    if stages is None:
+        stages = _fewest(count, to)
+    if stages < 2:  # noqa: PLR2004 - one to start from, one to grow
+        fact = f"is below 2, the {count} layers as they are included"
+        raise RecipeError(f"--stages {stages}", fact, _remedy(count, to))
     block, rest = divmod(to - count, stages - 1)
     if rest or not block:
         fact = f"makes no equal blocks of the {to - count} layers that are added"
@@ -107,9 +110,13 @@ def _depths(count: int, to: int, schedule: Schedule, stages: int | None) -> list
     return [count + block * i for i in range(stages)]
 
 
+def _fewest(count: int, to: int) -> int:
+    """Return the fewest stages whose blocks fit what is there and what is added."""
+    return (to - count) // math.gcd(to - count, count) + 1
+
+
 def _remedy(count: int, to: int) -> str:
-    """Name the fewest stages whose blocks fit what is there and what is added."""
-    return f"for instance --stages {(to - count) // math.gcd(to - count, count) + 1}"
+    return f"for instance --stages {_fewest(count, to)}"
 
 
 def _doubled(count: int, to: int, stages: int | None) -> list[int]:

@@ -50,8 +50,7 @@ WRONG = {
     "shallower": ({"to": 4, "schedule": "midas", "stages": 2}, "--to 4"),
     "no doubling": ({"to": 12, "schedule": "progressive"}, "--to 12"),
     "stages of doubling": ({"to": 8, "schedule": "progressive", "stages": 3}, "--stages 3"),
-    "no stages": ({"to": 8, "schedule": "gradual"}, "--stages"),
-    "one stage": ({"to": 8, "schedule": "midas", "stages": 1}, "--stages"),
+    "one stage": ({"to": 8, "schedule": "midas", "stages": 1}, "^--stages 1: is below 2"),
     "unequal": ({"to": 9, "schedule": "midas", "stages": 3}, "no equal blocks"),
     "too many": ({"to": 6, "schedule": "gradual", "stages": 5}, "no equal blocks"),
     "no whole blocks": ({"to": 10, "schedule": "midas", "stages": 3}, "no whole number"),
@@ -90,6 +89,18 @@ def test_the_pipeline_runs_as_it_is_written(schedule, structure, tmp_path, monke
     for layer, source in enumerate(whole):
         name = "model.layers.{}.mlp.up_proj.weight"
         assert new[name.format(layer)].equal(old[name.format(source)])
+
+
+@pytest.mark.parametrize(("to", "depths"), [(8, [4, 8]), (6, [4, 6]), (10, [4, 6, 8, 10])])
+@pytest.mark.parametrize("schedule", ["midas", "gradual"])
+def test_without_stages_there_are_as_few_as_fit(schedule, to, depths, opened):
+    found = plan_stages(opened("llama"), to=to, schedule=schedule)
+    assert [stage.layers for stage in found] == depths
+
+
+def test_the_depth_alone_is_enough(structure, capsys):
+    assert main(["stages", str(structure("llama")), "--to", "8"]) == 0
+    assert "command: stack" in capsys.readouterr().out
 
 
 def test_json_holds_the_file_and_the_stages(structure, capsys):
