@@ -9,31 +9,35 @@ import torch
 
 from healing import IDS, load
 from surgery.checkpoint import open_checkpoint
-from surgery.recover.distributed import add_up_gradients, joined, shard
+from surgery.recover.distributed import World, add_up_gradients, joined, shard
 from surgery.recover.settings import Settings
 from surgery.recover.trainable import make_trainable
 
 
 def main(student: Path, out: Path, mode: str) -> None:
-    settings = Settings(train=mode, rank=8)
     with joined("cpu") as world:
-        model, _ = load(student)
-        trainable = make_trainable(model, open_checkpoint(student), settings)
-        parameters = trainable.parameters.values()
-        whole = mode == "full"
-        held = shard(model.model.layers, parameters, world, whole=whole, half_precision=False)
-        optimiser = torch.optim.AdamW(trainable.groups(settings), lr=0.01)
-        for _ in range(2):
-            optimiser.zero_grad()
-            model(input_ids=IDS, labels=IDS).loss.backward()
-            trainable.before_step()
-            add_up_gradients(held, world)
-            for parameter in held:
-                parameter.grad /= world.size
-            optimiser.step()
-            trainable.after_step()
-        trainable.export(out, write=world.is_first)
-        world.wait()
+        train(world, student, out, mode)  # what it holds is let go of before the processes part
+
+
+def train(world: World, student: Path, out: Path, mode: str) -> None:
+    settings = Settings(train=mode, rank=8)
+    model, _ = load(student)
+    trainable = make_trainable(model, open_checkpoint(student), settings)
+    parameters = trainable.parameters.values()
+    whole = mode == "full"
+    held = shard(model.model.layers, parameters, world, whole=whole, half_precision=False)
+    optimiser = torch.optim.AdamW(trainable.groups(settings), lr=0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        trainable.before_step()
+        add_up_gradients(held, world)
+        for parameter in held:
+            parameter.grad /= world.size
+        optimiser.step()
+        trainable.after_step()
+    trainable.export(out, write=world.is_first)
+    world.wait()
 
 
 if __name__ == "__main__":
