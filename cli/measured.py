@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -49,11 +49,31 @@ class Measuring:
         """The files of text."""
         return [path for path in self.calibration or () if path.suffix != ".safetensors"]
 
+    @property
+    def given(self) -> list[str]:
+        """The options that are not at their defaults, as they are typed."""
+        plain = Measuring()
+        return [
+            f"--{field.name}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(plain, field.name)
+        ]
+
+    def need_none(self, what: str) -> None:
+        """Refuse options that nothing would look at.
+
+        Raises:
+            RecipeError: one is given.
+        """
+        for option in self.given:
+            raise RecipeError(option, f"is of no use to {what}, which measures nothing", "drop it")
+
     def need(self, method: str) -> None:
         """Refuse to go on without a calibration.
 
         Raises:
-            RecipeError: none is named, or text and statistics at once.
+            RecipeError: none is named, or text and statistics at once, or statistics and an option
+                of how to measure.
         """
         given = self.calibration or []
         if not given:
@@ -65,6 +85,9 @@ class Measuring:
         missing = next((path for path in given if not path.is_file()), None)
         if missing is not None:
             raise RecipeError(f"--calibration {missing}", "is not there", "name a file")
+        for option in () if self.texts else self.given[1:]:  # the first is the calibration
+            fact = f"is of no use beside {given[0]}, which is measured already"
+            raise RecipeError(option, fact, "drop it, or name text: --calibration FILE.jsonl")
 
 
 def measuring_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
 from surgery.plan import Plan
 
+THRESHOLD = 0.45
 Method = Literal["block-influence", "angular", "similarity", "tail", "laco"]
 
 
@@ -43,7 +44,7 @@ def command(
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="laco: how alike the output has to stay, as a cosine.")
-    ] = 0.45,
+    ] = THRESHOLD,
     measuring: Measuring,
     writing: Writing,
 ) -> None:
@@ -61,11 +62,14 @@ def command(
     if (layers is None) == (width is None) or (width is not None and method is not None):
         fact = "needs either --layers, with or without --method, or --width"
         raise RecipeError("surgery prune", fact, "for instance --layers 21-28")
+    if threshold != THRESHOLD and method != "laco":
+        raise RecipeError("--threshold", "is for --method laco", "drop it")
     if width is not None:
         _narrow(base, width, measuring=measuring, writing=writing)
         return
     assert layers is not None  # noqa: S101 - one of both is
     if method is None:
+        measuring.need_none("--layers without --method")
         make(base, lambda source: prune(source, layers=layers), suffix="prune", writing=writing)
         return
     writing.limits()
@@ -78,6 +82,7 @@ def command(
     tail, _ = choose_layers(source, None, method="tail", layers=count)
     guess = prune(source, layers=_listed(tail), method="tail", scores=[])
     if method == "tail":
+        measuring.need_none("--method tail")
         _drop(guess, tail, [], out=out, writing=writing)
         return
     measuring.need(f"--method {method}")
@@ -130,6 +135,10 @@ def _melt(
     if not measuring.texts:
         fact = "runs the model again and again, so it needs text, not statistics"
         raise RecipeError("--method laco", fact, "name a text file: --calibration FILE")
+    if measuring.statistics is not None:
+        raise RecipeError(
+            "--statistics", "is of no use to --method laco, which keeps none", "drop it"
+        )
     left = [{str(n): 1} for n in range(anatomy(source).layers - count)]
     guess = collapse(source, mixtures=left, threshold=threshold)  # of the same size
     if is_ahead():

@@ -48,6 +48,7 @@ def command(
         "exclude": exclude or (),
     }
     if method not in NEEDS:
+        measuring.need_none(f"--method {method}")
         write_plan(sparsify(source, method=method, **asks), out, writing)
         return
     measuring.need(f"--method {method}")

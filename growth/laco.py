@@ -189,7 +189,7 @@ def _trial(
     base: Checkpoint, texts: Sequence[Path], ask: Ask
 ) -> "Iterator[Callable[[Sequence[Mixture]], float]]":
     """Load the model; give what measures how alike the output is with layers melted."""
-    from surgery.calibrate.rows import plan_token_rows
+    from surgery.calibrate.rows import plan_token_rows, row_length
     from surgery.evaluate.documents import read_documents
     from surgery.evaluate.load import find_device, find_dtype, load, open_source
 
@@ -201,7 +201,7 @@ def _trial(
             source.tokenizer,
             documents,
             mark=source.mark,
-            context=ask.context or min(source.limit or 2048, 2048),
+            context=row_length(ask.context, source.limit),
             samples=ask.samples,
         )
         loaded = load(source, device=device, dtype=find_dtype(None, device))

@@ -14,7 +14,7 @@ from typing import Any
 
 from surgery.anatomy import anatomy
 from surgery.calibrate.observe import KINDS, Observer, find_linears, observers_for, shared_inputs
-from surgery.calibrate.rows import plan_token_rows
+from surgery.calibrate.rows import plan_token_rows, row_length
 from surgery.calibrate.statistics import (
     Statistics,
     StatisticsFile,
@@ -115,7 +115,7 @@ def calibrate(
             source.tokenizer,
             documents,
             mark=source.mark,
-            context=context or min(source.limit or 2048, 2048),
+            context=row_length(context, source.limit),
             samples=samples,
         )
         loaded = load(source, device=place, dtype=find_dtype(dtype, place))

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     Ids = npt.NDArray[np.int64]
 
 SHORTEST = 2  # tokens of a row
+LONGEST = 2048  # unless more are asked for
+
+
+def row_length(asked: int | None, limit: int | None) -> int:
+    """Return the tokens of a row: as asked, by default what the model takes up to `LONGEST`.
+
+    Args:
+        limit: the longest input of the model, where it is known.
+
+    Raises:
+        RecipeError: the model takes no rows so long.
+    """
+    if asked is None:
+        return min(limit or LONGEST, LONGEST)
+    if limit is not None and asked > limit:
+        fact = f"{asked} is above the {limit} tokens that the model takes"
+        raise RecipeError("--context", fact, "lower it")
+    return asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ def test_a_file_of_something_else_is_refused():
         ({"samples": 0}, "is below 1"),
         ({"batch_tokens": 0}, "--batch-tokens 0: is below 1"),
         ({"context": 1}, "is below 2"),
+        ({"context": 100_000}, "--context: 100000 is above the 128 tokens"),
     ],
 )
 def test_wrong_asks_are_refused(change, words, text, tmp_path):

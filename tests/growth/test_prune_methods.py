@@ -142,6 +142,21 @@ def test_layers_of_different_kinds_do_not_melt(opened):
         (["--layers", "1", "--method", "laco"], "needs --calibration"),
         (["--layers", "1", "--method", "laco", "--threshold", "2"], "outside -1 to 1"),
         (["--layers", "1", "--method", "angular", "--calibration", "no.txt"], "is not there"),
+        (["--layers", "1", "--method", "tail", "--calibration", str(TEXT)], "--calibration: is of"),
+        (["--layers", "1", "--samples", "3"], "--samples: is of no use to --layers without"),
+        (["--layers", "1", "--method", "tail", "--threshold", "0.5"], "is for --method laco"),
+        (
+            ["--layers", "1", "--method", "laco", "--calibration", str(TEXT), "--statistics", "s"],
+            "--statistics: is of no use to --method laco",
+        ),
+        (
+            ["--layers", "1", "--method", "laco", "--calibration", str(TEXT), "--context", "9999"],
+            "--context: 9999 is above the 128 tokens",
+        ),
+        (
+            ["--layers", "1", "--method", "angular", "--calibration", str(TEXT), "--context=9999"],
+            "--context: 9999 is above the 128 tokens",
+        ),
         (
             [
                 "--layers",
@@ -161,6 +176,13 @@ def test_wrong_asks_cost_one_sentence(words, told, tmp_path, capsys):
     assert code in {1, 2}
     assert told in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--context", "9"], ["--samples", "9"], ["--device", "x"]])
+def test_how_to_measure_is_refused_beside_statistics(option, statistics, tmp_path, capsys):
+    words = ["--layers", "1", "--method", "angular", "--calibration", str(statistics.files[0])]
+    assert main(["prune", str(BASE), *words, *option, "-o", str(tmp_path / "out")]) == 2
+    assert f"{option[0]}: is of no use beside" in capsys.readouterr().err
 
 
 def test_statistics_of_another_model_are_refused(statistics):
@@ -215,7 +237,8 @@ def asks(*words: object) -> list[str]:
 def test_a_base_with_an_adapter_is_measured_with_it(method, adapter, tmp_path, capsys):
     fused = tmp_path / "fused"
     assert main(["lora", "fuse", str(BASE), str(adapter), "-o", str(fused)]) == 0
-    more = ["--method", method, "--threshold", "-0.9", "--json"]
+    more = ["--method", method, "--json"]
+    more += ["--threshold", "-0.9"] if method == "laco" else []
     for model, out in ((f"{BASE}+{adapter}", "one"), (fused, "two")):
         assert main([*asks("prune", model, *more), "-o", str(tmp_path / out)]) == 0
     capsys.readouterr()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from cli.main import main
 from growth.sparsify import Pattern, parse_sparsity, sparse_gpt, sparsify
 from surgery.calibrate import calibrate
 from surgery.checkpoint import open_checkpoint
@@ -223,3 +224,9 @@ def test_magnitude_holds_no_whole_map():
     plan = sparsify(wide, method="magnitude", sparsity="0.5", include=[f"glob:{name[:-7]}"])
     step = next(step for step in plan.steps if step.outputs[0][0] == name)
     assert step.scratch < large.nbytes // 2
+
+
+def test_options_of_measuring_are_refused_where_nothing_is_measured(tmp_path, capsys):
+    words = ["--method", "magnitude", "--sparsity", "0.5", "--calibration", "text.jsonl"]
+    assert main(["sparsify", str(FIXTURES / "base"), *words, "-o", str(tmp_path / "out")]) == 2
+    assert "--calibration: is of no use to --method magnitude" in capsys.readouterr().err
