@@ -5,10 +5,8 @@ manifest with every file's size and digest. Files and folder are put on disk, on
 its name, then `LATEST` is replaced. Nothing but these names is trusted: `LATEST` is for people.
 """
 
-import fcntl
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from surgery.disk import io_errors
-from surgery.errors import CheckpointError, PlanError, RecipeError, SurgeryError
-from surgery.provenance import tool_version
+from surgery.errors import CheckpointError, RecipeError, SurgeryError
 from surgery.publish import discard, replace_directory, sync_directory
 from surgery.recover.distributed import World
+from surgery.recover.lock import FolderLock
 from surgery.recover.manifest import (
     NAME,
     FileTold,
@@ -31,6 +29,7 @@ from surgery.recover.manifest import (
     check_settings,
     check_step,
     read_manifest,
+    versions,
 )
 from surgery.recover.saved import FACTS, Saved, open_saved
 from surgery.recover.sharded import HashedFile, agreed, write_tensors
@@ -78,7 +77,7 @@ class Checkpoints:
         self.world = world or _alone()
         self.notes: list[str] = []
         self._tell = tell
-        self._lock = -1
+        self._lock = FolderLock(self.folder)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,9 +87,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let other runs have the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.drop()
 
     def save(
         self,
@@ -116,7 +113,7 @@ class Checkpoints:
             tokens=tokens,
             score=score,
             settings=self.settings,
-            versions=_versions(),
+            versions=versions(),
             files={},
         )
         agreed(self.world, lambda: self._begin(new))
@@ -154,7 +151,7 @@ class Checkpoints:
 
     def _load(self, find: Callable[[], str | None]) -> tuple[int, Saved] | None:
         def act() -> str | None:
-            self._take_lock()
+            self._lock.take()
             return find()
 
         name = agreed(self.world, act)
@@ -238,7 +235,7 @@ class Checkpoints:
 
     def _begin(self, new: Path) -> None:
         """Make the folder that a checkpoint grows in; what broken-off saves left goes."""
-        self._take_lock()
+        self._lock.take()
         with io_errors(self.folder):
             for old in self.folder.glob("step-*.tmp"):
                 discard(old)
@@ -289,30 +286,6 @@ class Checkpoints:
                 self._note(f"{place}: is not needed, and cannot be removed ({error.strerror})")
         _sweep(*self.folder.glob("step-*.tmp"))
 
-    def _take_lock(self) -> None:
-        """Lock the folder; the system drops the lock of a process that is no more.
-
-        Raises:
-            PlanError: a run that lives holds it, or the folder cannot be written.
-        """
-        if self._lock >= 0:
-            return
-        lock = -1
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if lock >= 0:
-                os.close(lock)
-            if isinstance(error, BlockingIOError):
-                fact = "another run is working in it"
-                raise PlanError(
-                    self.folder, fact, "wait for it, or choose another output"
-                ) from error
-            raise PlanError(self.folder, f"cannot be written ({error.strerror})") from error
-        self._lock = lock
-
 
 def _alone() -> World:
     import torch
@@ -339,13 +312,3 @@ def _sweep(*paths: Path) -> None:
     for path in paths:
         with suppress(OSError):
             discard(path)
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    return {
-        "surgery": tool_version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

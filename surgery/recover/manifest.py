@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surgery.errors import CheckpointError, RecipeError
+from surgery.provenance import tool_version
 
 NAME = "MANIFEST.json"
 FORMAT = 1
@@ -128,6 +130,17 @@ def check_settings(folder: Path, manifest: Manifest, settings: Mapping[str, Any]
             option = f"--{name.replace('_', '-')} {_told(now)}"
             fact = f"the run in {folder.parent} was started with {_told(then)}"
             raise RecipeError(option, fact, "give the same again, or choose another output")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the programs that write a checkpoint."""
+    import torch
+
+    return {
+        "surgery": tool_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _told(value: object) -> str:
