@@ -14,7 +14,12 @@ def command(
     *,
     text: Annotated[
         list[Path],
-        typer.Option(metavar="FILE", help="Text, or .jsonl with a document a line; repeatable."),
+        typer.Option(
+            "--text",
+            "--calibration",
+            metavar="FILE",
+            help="Text, or .jsonl with a document a line; repeatable.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     collect: Annotated[

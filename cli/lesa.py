@@ -23,7 +23,7 @@ def command(
         Norms,
         typer.Option(help="New norms and biases: the first layer's, or the neighbours' mean."),
     ] = "first",
-    seed: Annotated[int, typer.Option(help="Of the small networks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the small networks.")] = 0,
     writing: Writing,
 ) -> None:
     """Insert layers whose matrices a small network predicts from their neighbours (LESA).

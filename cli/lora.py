@@ -79,7 +79,7 @@ def extract_command(
         typer.Option(metavar="NAME", help=f"Hold whole what differs otherwise, by {FILTERS}"),
     ] = None,
     dtype: SAVED = "float32",
-    seed: Annotated[int, typer.Option(help="Of the randomised sketches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the randomised sketches.")] = 0,
     writing: Writing,
 ) -> None:
     """Make a LoRA adapter of the difference between two models.
@@ -136,7 +136,7 @@ def merge_command(
         "randomized"
     ),
     dtype: SAVED = "float32",
-    seed: Annotated[int, typer.Option(help="Of masks and sketches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of masks and sketches.")] = 0,
     writing: Writing,
 ) -> None:
     """Merge LoRA adapters of one base into one, by what they change.

@@ -28,6 +28,8 @@ class Measuring:
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
+            "--calibration",
+            "--text",
             metavar="FILE",
             help="Text to run the model over (.jsonl: a document a line; repeatable), or one "
             ".safetensors file that `surgery calibrate` wrote.",
@@ -42,7 +44,7 @@ class Measuring:
         typer.Option(help="Tokens of a row.  [default: what the model takes, up to 2048]"),
     ] = None
     samples: Annotated[int, typer.Option(help="Rows of text at most.")] = 128
-    device: Annotated[str, typer.Option(help="Where to run the model: cpu, cuda, ...")] = "cpu"
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu"
 
     @property
     def texts(self) -> list[Path]:

@@ -57,8 +57,10 @@ def command(
     layout: LAYOUT = None,
     layers: LAYERS = None,
     router_std: ROUTER_STD = ROUTER_DEVIATION,
-    seed: Annotated[int, typer.Option(help="Of random routers.")] = 0,
-    device: Annotated[str, typer.Option(help="Where --gate hidden runs the model.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random routers.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Where --gate hidden computes: cpu, cuda, cuda:1, ...")
+    ] = "cpu",
     writing: Writing,
 ) -> None:
     """Make dense models the experts of one mixture, what else they hold averaged (BTX).

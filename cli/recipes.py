@@ -18,7 +18,7 @@ MERGING: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "seed": (Annotated[int, typer.Option(min=0, help="Decides random masks.")], 0),
+    "seed": (Annotated[int, typer.Option(min=0, help="Seed of random masks.")], 0),
     "tokenizer": (
         Annotated[
             str | None,

@@ -114,10 +114,8 @@ def relax_command(
             help="How differences are decomposed.  [default: randomized, with --energy gram]"
         ),
     ] = None,
-    device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="Where they are decomposed.")
-    ] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of random numbers.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of sketches and random factors.")] = 0,
     writing: Writing,
 ) -> None:
     """Tie layers, and give every linear layer of every depth factors of low rank.

@@ -37,7 +37,7 @@ def command(
         float, typer.Option(help="Noise on each expert, as a share of its standard deviation.")
     ] = 0.0,
     router_std: ROUTER_STD = ROUTER_DEVIATION,
-    seed: Annotated[int, typer.Option(help="Of routers, neurons and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of routers, neurons and noise.")] = 0,
     writing: Writing,
 ) -> None:
     """Copy the feed-forwards of a dense model to experts, of which each token takes a few.

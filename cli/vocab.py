@@ -9,7 +9,7 @@ import typer.main
 from cli.writing import BASE, Writing, default_output, make, write_plan, writing_options
 from growth.vocab.choices import How, Init, Method
 
-SEED = Annotated[int, typer.Option(help="Of --init random.")]
+SEED = Annotated[int, typer.Option(help="Seed of --init random.")]
 
 
 def build(name: str) -> Any:  # noqa: ANN401 - click's own type
@@ -68,7 +68,12 @@ def trim_command(
     *,
     text: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help='Keep what it uses; of .jsonl the "text" of each line.'),
+        typer.Option(
+            "--text",
+            "--calibration",
+            metavar="FILE",
+            help='Keep what it uses; of .jsonl the "text" of each line.',
+        ),
     ] = None,
     min_count: Annotated[
         int, typer.Option(metavar="N", help="Leave out tokens that are used fewer times.")

@@ -65,7 +65,11 @@ def _is_choice(kind: Any) -> bool:  # noqa: ANN401 - any annotation
 
 def keys_of(command: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return typer's parameters of a command by the key that they have in the file."""
-    found = {flag_of(p).removeprefix("--"): p for p in command.params}
+    found = {
+        flag.removeprefix("--"): p
+        for p in command.params
+        for flag in (flag_of(p), *(o for o in p.opts if o.startswith("--")))
+    }
     return {key: p for key, p in found.items() if key not in ("help", "version", *MANAGED)}
 
 

@@ -22,11 +22,10 @@ from growth.recurse.survey import Looped, survey
 from growth.recurse.telling import facts, notes
 from surgery.checkpoint import Checkpoint
 from surgery.engine import Progress
-from surgery.errors import PlanError, RecipeError
+from surgery.errors import RecipeError
 from surgery.plan import Plan, check_plan
 from surgery.preflight import MEMORY
 
-DEVICES = ("cpu", "cuda")
 SKETCHED = (
     "ranks keep the energy asked for by exact singular values; the sketches of --svd randomized "
     "may keep a little less (gram, the default with --energy, does not)"
@@ -188,10 +187,8 @@ def _check(rank: int | None, energy: float | None, svd: str | None, device: str)
         raise RecipeError(f"--energy {energy}", "is outside (0, 1]", "for instance --energy 0.9")
     if svd is not None and svd not in METHODS:
         raise RecipeError(f"--svd {svd}", f"is none of {', '.join(METHODS)}")
-    if device not in DEVICES:
-        raise RecipeError(f"--device {device}", f"is none of {', '.join(DEVICES)}")
-    if device == "cuda":
-        import torch
+    if device != "cpu":
+        from surgery.evaluate.load import find_device  # with torch
 
-        if not torch.cuda.is_available():
-            raise PlanError("--device cuda", "there is no CUDA device here", "leave it out")
+        if find_device(device).type == "mps":
+            raise RecipeError(f"--device {device}", "has no float64, which this takes", "try cpu")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cli.main import main
 from surgery.calibrate import calibrate, open_statistics, read_numbers
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import CheckpointError, RecipeError
@@ -162,3 +163,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--text", "--calibration"])
+def test_the_command_takes_its_text_by_either_name(option, text, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    assert main(["calibrate", str(BASE), option, str(text), "--samples", "2", "-o", str(out)]) == 0
+    assert out.is_file()

@@ -30,3 +30,14 @@ def test_a_path_of_a_choices_name_is_not_in_its_way(here: Path) -> None:
     )
     Path("p.yml").write_text("steps:\n" + steps)
     assert main(["run", "p.yml"]) == 0
+
+
+def test_an_option_with_two_names_has_both_as_keys(here: Path, capsys) -> None:
+    steps = "  x: {command: prune, base: a, method: angular, layers: 1, %s: no.txt}\n"
+    said = []
+    for name in ("text", "calibration"):
+        Path("p.yml").write_text("steps:\n" + steps % name)
+        assert main(["run", "p.yml"]) == 2
+        said.append(capsys.readouterr().err)
+    assert "no.txt: is not there" in said[0]
+    assert said[0] == said[1]

@@ -143,7 +143,12 @@ def test_kinds_that_do_not_repeat_are_kept_and_told(opened):
         ("llama", {"blocks": 2, "rank": 4, "init": "upper"}, RecipeError, "is none of"),
         ("llama", {"blocks": 2, "rank": 4, "scheme": "round"}, RecipeError, "is none of"),
         ("llama", {"blocks": 2, "rank": 4, "svd": "qr"}, RecipeError, "is none of"),
-        ("llama", {"blocks": 2, "rank": 4, "device": "tpu"}, RecipeError, "is none of"),
+        (
+            "llama",
+            {"blocks": 2, "rank": 4, "device": "tpu"},
+            RecipeError,
+            "is not a device of this machine",
+        ),
         ("llama", {"blocks": 2, "rank": 4, "format": "gguf"}, RecipeError, "is none of"),
         ("llama", {"blocks": 2, "rank": 4, "format": "peft"}, RecipeError, "has no part"),
         ("llama", {"blocks": 2, "rank": 4, "part": "base"}, RecipeError, "has no part"),
