@@ -18,8 +18,8 @@ from surgery.errors import Exit, RecipeError, SurgeryError, printable
 LOOK = "Look"
 SHAPE = "Change the shape"
 COMBINE = "Merge and transfer"
-MEASURE = "Measure and repeat"
 HEAL = "Heal"
+MEASURE = "Measure and repeat"
 COMMANDS = {
     "inspect": ("inspect", LOOK, "Show what a checkpoint is made of."),
     "diff": ("diff", LOOK, "Compare two checkpoints, tensor by tensor and layer by layer."),
@@ -50,6 +50,7 @@ COMMANDS = {
     "emr": ("emr", COMBINE, "Keep many models as one, with a mask of bits for each task."),
     "tall": ("tall", COMBINE, "Keep many models as one task vector, with a mask for each."),
     "run": ("run", COMBINE, "Carry out a recipe, ours or mergekit's, or a pipeline."),
+    "recover": ("recover", HEAL, "Train a model on after surgery, with its parent as the teacher."),
     "calibrate": ("calibrate", MEASURE, "Run a model over text, and keep what it shows for plans."),
     "teacher": ("teacher", HEAL, "Keep a teacher's answers on disk for recoveries."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),

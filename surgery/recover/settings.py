@@ -12,6 +12,7 @@ Schedule = Literal["wsd", "cosine", "linear", "constant", "infinite", "rex", "po
 Optimizer = Literal["adamw", "muon", "adamw8bit"]
 Precision = Literal["float32", "bfloat16"]
 LOSSES = ("ce", "kl", "rkl", "jsd", "tvd", "hidden_mse", "hidden_cos", "early_exit")
+EARLY_EXIT = 0.1  # of every loop but the last (arXiv 2410.20672)
 NEEDS_TEACHER = frozenset(LOSSES) - {"ce", "early_exit"}
 # Full fine-tuning at 2e-5; LoRA takes ten times that ("LoRA Without Regret"), norms are few.
 LEARNING_RATES: Mapping[str, float] = {
@@ -162,7 +163,7 @@ class Settings:
 
 
 def parse_losses(text: str) -> dict[str, float]:
-    """Parse `kl=1,hidden_cos=0.5`; a name alone counts 1.
+    """Parse `kl=1,hidden_cos=0.5`; a name alone counts 1, `early_exit` 0.1.
 
     Raises:
         RecipeError: a weight is no number.
@@ -171,7 +172,8 @@ def parse_losses(text: str) -> dict[str, float]:
     for item in text.split(","):
         name, equals, number = item.strip().partition("=")
         try:
-            found[name.replace("-", "_")] = float(number) if equals else 1.0
+            plain = name.replace("-", "_")
+            found[plain] = float(number) if equals else EARLY_EXIT if plain == "early_exit" else 1.0
         except ValueError as error:
             fact = f"{number!r} is not a number"
             raise RecipeError(f"--loss {item.strip()}", fact, "for instance kl=1") from error

@@ -1,0 +1,337 @@
+"""The training loop: one optimiser step after the other, saved so that nothing is lost."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.calibrate.statistics import identify
+from surgery.errors import TrainError
+from surgery.recover.batch import Batch
+from surgery.recover.checkpoints import Checkpoints
+from surgery.recover.distributed import add_up_gradients, gradient_norm
+from surgery.recover.guard import Guard
+from surgery.recover.heads import Head, States, states_of
+from surgery.recover.interrupts import Asked
+from surgery.recover.losses import Objective
+from surgery.recover.meter import Meter, peak_of
+from surgery.recover.optimise import make_optimisers
+from surgery.recover.saved import Saved
+from surgery.recover.schedule import EXTENDABLE, decay_start, rate
+from surgery.recover.session import HELD_OUT_ROWS, Session, computing
+from surgery.recover.state import restore, training_state
+
+if TYPE_CHECKING:
+    import torch
+
+Told = Mapping[str, Any]
+Progress = Callable[[Told], None]
+CE = Objective({"ce": 1.0})
+FIGURES = "metrics.jsonl"
+
+
+@dataclass(slots=True)
+class Curve:
+    """What a run has come to.
+
+    Attributes:
+        step: steps taken.
+        tokens: scored tokens trained on.
+        losses: mean loss of every step since the start; resumed runs read theirs from the file.
+        skipped: steps whose loss or gradient was out of bounds.
+        before, after: nats a token of held-out text.
+        stopped: somebody asked the run to save and stop.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    skipped: int = 0
+    before: float | None = None
+    after: float | None = None
+    stopped: bool = False
+
+
+class Loop:
+    """One run, from its newest checkpoint to its end."""
+
+    def __init__(self, session: Session, asked: Asked, progress: Progress | None) -> None:
+        self.session, self.asked, self.progress = session, asked, progress
+        self.settings, self.world = session.settings, session.world
+        self.optimisers = make_optimisers(session.trainable.groups(self.settings), self.settings)
+        self.objective = Objective(self.settings.losses, temperature=self.settings.temperature)
+        self.guard = Guard(self.settings.spike)
+        self.curve = Curve()
+        kept: dict[str, Any] = {"settings": identity(session), "world": self.world}
+        folder = session.ask.folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.settings.keep, **kept)
+        self.stable = Checkpoints(folder / "stable", keep=1, **kept)
+        self.meter = _meter(session)
+        self.saved_at = time.monotonic()
+
+    def run(self) -> Curve:
+        """Train to the last step, or until somebody asks to stop."""
+        with self.checkpoints, self.stable:
+            self._begin()
+            self.meter.start()
+            while self.curve.step < self.settings.steps:
+                if self.curve.step == decay_start(self.settings):
+                    self._save(self.stable)
+                self._note(self._step(self.curve.step))
+                if self.world.agree(wish=bool(self.asked)):
+                    self._save(self.checkpoints)
+                    self.curve.stopped = True
+                    return self.curve
+                if self._is_due():
+                    self._save(self.checkpoints)
+            self.curve.after = self.measure()
+            self._save(self.checkpoints)
+        return self.curve
+
+    def measure(self) -> float | None:
+        """Return the mean nats a token of held-out rows, or None where there are none."""
+        rows = self.session.held_out
+        if rows is None:
+            return None
+        import torch
+
+        model = self.session.trainable.model
+        count = min(len(rows), HELD_OUT_ROWS)
+        total, tokens = 0.0, 0
+        model.eval()
+        with torch.no_grad():
+            for first in range(0, count, self.world.size):
+                index = first + self.world.rank
+                batch = Batch.of(rows, [index % count], self.world.device, empty=index >= count)
+                parts = CE(self._states(batch).hidden, self._head(), batch.targets)
+                total, tokens = total + float(parts.total), tokens + batch.tokens
+        model.train()
+        total, whole = self.world.total(total, tokens)
+        return total / whole if whole else None
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """Take one optimiser step, or skip it where the loss or gradient is out of bounds."""
+        share = rate(self.settings, step)
+        lr = self.optimisers.set_rate(share)
+        self.optimisers.zero()
+        micros = list(self._micros(step))
+        tokens = self.world.total(sum(batch.tokens for batch in micros))[0]
+        sums: dict[str, float] = {}
+        for batch in micros:
+            for name, value in self._backward(batch, tokens).items():
+                sums[name] = sums.get(name, 0.0) + value
+        names = sorted(sums)
+        totals = self.world.total(*(sums[name] for name in names))
+        told = {name: value / max(tokens, 1) for name, value in zip(names, totals, strict=True)}
+        add_up_gradients(self.session.held, self.world)
+        self._even_out()
+        self.session.trainable.before_step()
+        parameters = list(self.session.trainable.parameters.values())
+        norm = gradient_norm(parameters, self.world)
+        verdict = self.guard.judge(told["loss"], norm)
+        if verdict == "take":
+            self._take(parameters, norm)
+        elif verdict == "roll back":
+            self._roll_back()
+        self.curve.skipped += verdict != "take"
+        self.curve.tokens += int(tokens)
+        self.curve.step += 1  # after going back too: the data that led astray is passed over
+        whole = self.settings.batch_rows * self.settings.context
+        return {
+            "step": step,
+            **told,
+            "lr": lr,
+            "gradient_norm": norm,
+            "verdict": verdict,
+            "tokens": self.curve.tokens,
+            **self.meter.add(whole),
+        }
+
+    def _micros(self, step: int) -> Iterator[Batch]:
+        """Yield this process's share of the step's rows, as many batches as every other's."""
+        size = max(self.settings.micro_tokens // self.settings.context, 1)
+        first = step * self.settings.batch_rows
+        indices = list(range(first, first + self.settings.batch_rows))
+        micros = [indices[at : at + size] for at in range(0, len(indices), size)]
+        for at in range(0, len(micros), self.world.size):
+            own = at + self.world.rank
+            chosen = micros[own] if own < len(micros) else micros[0]
+            yield Batch.of(self.session.rows, chosen, self.world.device, empty=own >= len(micros))
+
+    def _backward(self, batch: Batch, tokens: float) -> dict[str, float]:
+        """Add one batch's gradients; return sums of its losses."""
+        states = self._states(batch)
+        answer = None
+        if self.session.teacher is not None:
+            with self._precision():
+                answer = self.session.teacher.batch(batch)
+        with self._precision():
+            parts = self.objective(
+                states.hidden,
+                self._head(),
+                batch.targets,
+                answer,
+                layers=states.layers,
+                loops=states.loops,
+            )
+        (parts.total * (self.world.size / max(tokens, 1))).backward()  # type: ignore[no-untyped-call]
+        sums = {name: float(value) for name, value in parts.parts.items()}
+        return {"loss": float(parts.total.detach()), **sums}
+
+    def _states(self, batch: Batch) -> States:
+        asks, model = self.objective, self.session.trainable.model
+        with self._precision():
+            return states_of(
+                model,
+                batch.inputs(self.session.loaded.model),
+                layers=asks.asks_layers,
+                loops=asks.asks_loops,
+            )
+
+    def _head(self) -> Head:
+        return self.session.head.renewed(self.session.loaded.model)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return computing(self.world.device, half=self.session.half_precision)
+
+    def _even_out(self) -> None:
+        """Undo the scaling of what was summed here, not averaged by the shards."""
+        for parameter in self.session.held:
+            if parameter.grad is not None:
+                parameter.grad /= self.world.size
+
+    def _take(self, parameters: "list[torch.nn.Parameter]", norm: float) -> None:
+        scale = min(1.0, self.settings.clip / (norm + 1e-6))
+        if scale < 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= scale
+        self.optimisers.step()
+        self.session.trainable.after_step()
+
+    def _note(self, told: dict[str, Any]) -> None:
+        self.curve.losses.append(told["loss"])
+        if not self.world.is_first:
+            return
+        with (self.session.ask.folder / FIGURES).open("a") as file:
+            file.write(json.dumps(told) + "\n")
+        if self.progress:
+            self.progress({**told, "steps": self.settings.steps})
+
+    def _is_due(self) -> bool:
+        """Whether to save now; all processes go by the first one's clock."""
+        every = self.settings.save_steps
+        if every and self.curve.step % every == 0:
+            return True
+        late = time.monotonic() - self.saved_at > self.settings.save_seconds > 0
+        return self.world.agree(wish=late and self.world.is_first)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        curve = {"tokens": self.curve.tokens, "skipped": self.curve.skipped}
+        state = training_state(
+            self.session.trainable.parameters,
+            self.optimisers.parts,
+            self.world,
+            curve={**curve, "before": self.curve.before},
+            guard=self.guard.state(),
+            plan={"steps": self.settings.steps, "decay": decay_start(self.settings)},
+        )
+        checkpoints.save(self.curve.step, state, tokens=self.curve.tokens)
+        self.saved_at = time.monotonic()
+
+    def _begin(self) -> None:
+        """Go on where an earlier run has saved, or measure and save the beginning."""
+        found = self._newest() if self.session.ask.resume else None
+        if found is None:
+            self._keep_figures(0)
+            self.curve.before = self.measure()
+            self._save(self.checkpoints)
+            return
+        step, saved = found
+        self._restore(saved, chance=True)
+        self.guard.restore(saved["guard"])
+        told = saved["curve"]
+        self.curve.step, self.curve.before = step, told["before"]
+        self.curve.tokens, self.curve.skipped = told["tokens"], told["skipped"]
+        self._keep_figures(step)
+
+    def _newest(self) -> tuple[int, Saved] | None:
+        """Return the newest sound checkpoint; of a longer run, the newest before its decay."""
+        found = self.checkpoints.load_newest()
+        if found is None:
+            return None
+        step, saved = found
+        plan = saved["plan"]
+        if plan["steps"] == self.settings.steps or step <= plan["decay"]:
+            return found
+        earlier = self.stable.load_newest(limit=plan["decay"])
+        if earlier is None:
+            fact = f"has run {step} of {plan['steps']} steps and kept nothing before its decay"
+            remedy = "keep --tokens as it was, or start anew with --fresh"
+            raise TrainError(self.session.ask.folder, fact, remedy)
+        return earlier
+
+    def _restore(self, saved: Saved, *, chance: bool) -> None:
+        parameters = self.session.trainable.parameters
+        restore(saved, parameters, self.optimisers.parts, self.world, chance=chance)
+
+    def _roll_back(self) -> None:
+        """Go back to the newest good weights and moments; the step and the data go on."""
+        found = self.checkpoints.load_newest()
+        if found is None:
+            raise TrainError("the run", "has to go back, and nothing was saved", "lower --lr")
+        self._restore(found[1], chance=False)
+
+    def _keep_figures(self, steps: int) -> None:
+        """Keep the figures of steps that were saved; what came after is done again."""
+        if self.world.is_first:
+            self.curve.losses = keep_figures(self.session.ask.folder / FIGURES, steps)
+        self.world.wait()
+
+
+def identity(session: Session) -> dict[str, Any]:
+    """Return what must be the same for a run to go on: a longer stable phase may follow."""
+    told = session.settings.as_dict()
+    left_out = {"save_steps", "save_seconds", "keep", "micro_tokens", "checkpointing", "compile"}
+    if session.settings.schedule in EXTENDABLE:
+        left_out.add("tokens")
+    kept = {name: value for name, value in told.items() if name not in left_out}
+    ask = session.ask
+    return {
+        **kept,
+        "student": identify(session.student),
+        "teacher": ask.teacher or (str(ask.cache) if ask.cache else None),
+        "data": session.rows.digest,
+    }
+
+
+def keep_figures(path: Path, steps: int) -> list[float]:
+    """Cut a file of figures to its first steps; return their losses."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = []
+    for line in lines:
+        with suppress(ValueError):  # the last line may be torn
+            told = json.loads(line)
+            if told["step"] < steps:
+                kept.append((line, float(told["loss"])))
+    path.write_text("".join(f"{line}\n" for line, _ in kept))
+    return [loss for _, loss in kept]
+
+
+def _meter(session: Session) -> Meter:
+    import torch
+
+    device = session.world.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    embedding = session.loaded.model.get_input_embeddings().weight
+    looked_up = 0 if session.head.weight is embedding else embedding.numel()
+    return Meter(
+        parameters=session.loaded.parameters - looked_up,
+        teacher=session.teacher_size,
+        partly=session.settings.train not in {"full", "half"},
+        peak=peak_of(name),
+        devices=session.world.size,
+    )

@@ -1,0 +1,168 @@
+"""A recovery from beginning to end: train, export, write the healed model, check it."""
+
+import gc
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import open_checkpoint
+from surgery.errors import TrainError
+from surgery.evaluate.load import find_dtype, load, open_source
+from surgery.recover.ask import Ask, check_ask
+from surgery.recover.batch import Batch
+from surgery.recover.data import Rows
+from surgery.recover.distributed import World, joined
+from surgery.recover.heads import Head, head_of, states_of
+from surgery.recover.interrupts import Asked, listening
+from surgery.recover.loop import CE, Curve, Loop, Progress
+from surgery.recover.output import healed, keep_adapter, open_trained
+from surgery.recover.selected import handed_on
+from surgery.recover.session import Session, computing, opened
+from surgery.run import run
+
+CHECKED_ROWS = 2  # of the data, whose loss is compared before and after writing
+SLACK = 0.02  # nats a token that rounding to the student's dtype may cost, and 2% of the loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What came out.
+
+    Attributes:
+        out: the healed model; None where the run was asked to stop before its end.
+        adapter: LoRA's adapter, where it was kept.
+        curve: the run.
+        told: what the record holds of it.
+    """
+
+    out: Path | None
+    adapter: Path | None
+    curve: Curve
+    told: Mapping[str, Any]
+
+
+def recover(
+    ask: Ask,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    **limits: Any,  # noqa: ANN401 - those of `run`
+) -> Recovery:
+    """Heal a model: train it on text, alone or with its parent as the teacher.
+
+    Under torchrun every process calls it; the first one writes and tells.
+
+    Args:
+        force: replace a model that stands at the output.
+        progress: called with every step's figures.
+        limits: memory, shard_size, workers of the writing.
+
+    Raises:
+        RecipeError, CheckpointError: something does not fit; nothing has been trained.
+        TrainError: a model does not load whole, the loss is out of bounds and stays so, or what
+            was written does not compute what was trained.
+    """
+    check_ask(ask)
+    with joined(ask.device) as world, listening() as asked:
+        done = _train(ask, world, asked, progress)
+        gc.collect()  # gloo aborts if a sharded model outlives its processes' group
+        if done.curve.stopped:
+            return Recovery(out=None, adapter=None, curve=done.curve, told=done.told)
+        adapter = None
+        if world.is_first:
+            _write(ask, done.told, force=force, **limits)
+            _check_written(ask, world, done)
+            adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
+        world.wait()
+    return Recovery(out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What training leaves: the curve, what is told of it, and how the trained model does."""
+
+    curve: Curve
+    told: Mapping[str, Any]
+    rows: Rows
+    half: bool
+    cost: float
+
+
+def _train(ask: Ask, world: World, asked: Asked, progress: Progress | None) -> _Done:
+    with opened(ask, world) as session:
+        if world.is_first:
+            ask.folder.mkdir(parents=True, exist_ok=True)
+            (ask.folder / "settings.json").write_text(json.dumps(ask.settings.as_dict()))
+        world.wait()
+        curve = Loop(session, asked, progress).run()
+        rows, half, cost = session.rows, session.half_precision, 0.0
+        if not curve.stopped:
+            session.trainable.export(ask.folder / "trained", write=world.is_first)
+            model = session.loaded.model
+            cost = _cost(model, session.head.renewed(model), world, rows, half=half)
+        return _Done(curve=curve, told=_told(session, curve), rows=rows, half=half, cost=cost)
+
+
+def _told(session: Session, curve: Curve) -> dict[str, Any]:
+    ask = session.ask
+    held_out = None
+    if curve.before is not None:
+        held_out = {"before": curve.before, "after": curve.after}
+    trainable = session.trainable
+    return {
+        "settings": ask.settings.as_dict(),
+        "parameters_trained": trainable.count,
+        "teacher": ask.teacher or (str(ask.cache) if ask.cache else None),
+        "data": session.rows.summary(),
+        "steps": curve.step,
+        "tokens": curve.tokens,
+        "steps_skipped": curve.skipped,
+        "losses": _thinned(curve.losses),
+        "held_out": held_out,
+        "processes": session.world.size,
+    }
+
+
+def _thinned(losses: list[float], most: int = 200) -> list[list[float]]:
+    """Return at most so many [step, loss] of a curve."""
+    every = max(-(-len(losses) // most), 1)
+    return [[step, losses[step]] for step in range(0, len(losses), every)]
+
+
+def _write(ask: Ask, told: Mapping[str, Any], *, force: bool, **limits: Any) -> None:  # noqa: ANN401
+    student = open_checkpoint(ask.student)
+    sources = open_trained(student, ask.folder / "trained")
+    facts = handed_on(student)
+    plan = healed(*sources, mode=ask.settings.train, handed_on=facts, told=told)
+    run(plan, ask.out, force=force, **limits)
+
+
+def _check_written(ask: Ask, world: World, done: _Done) -> None:
+    """Refuse an output that does not compute what was trained.
+
+    Raises:
+        TrainError: its loss on a few rows differs by more than rounding costs.
+    """
+    with ExitStack() as scratch:
+        source = open_source(str(ask.out), scratch)
+    dtype = find_dtype("bfloat16" if done.half else "float32", world.device)
+    loaded = load(source, device=world.device, dtype=dtype)
+    found = _cost(loaded.model, head_of(loaded.model), world, done.rows, half=done.half)
+    if not abs(found - done.cost) <= SLACK * max(done.cost, 1.0):
+        fact = f"has a loss of {found:.4f} on rows where the trained model has {done.cost:.4f}"
+        raise TrainError(ask.out, fact, f"what was trained is in {ask.folder / 'trained'}")
+
+
+def _cost(model: Any, head: Head, world: World, rows: Rows, *, half: bool) -> float:  # noqa: ANN401
+    """Return the nats a token of a few rows of the data."""
+    import torch
+
+    model.eval()
+    batch = Batch.of(rows, range(CHECKED_ROWS), world.device)
+    with torch.no_grad(), computing(world.device, half=half):
+        states = states_of(model, batch.inputs(model))
+        parts = CE(states.hidden, head, batch.targets)
+    return float(parts.total) / max(batch.tokens, 1)

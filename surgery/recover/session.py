@@ -1,0 +1,199 @@
+"""What a recovery needs, opened and checked before the first step."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from surgery.anatomy import anatomy
+from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.errors import RecipeError
+from surgery.evaluate.load import Loaded, find_dtype, load, open_source
+from surgery.evaluate.load import Source as FoundModel
+from surgery.evaluate.tokens import difference_between
+from surgery.recover.ask import Ask
+from surgery.recover.batch import Batch
+from surgery.recover.data import Rows, Source, read_data
+from surgery.recover.distributed import World, shard
+from surgery.recover.heads import Head, head_of
+from surgery.recover.isolation import keeps_apart
+from surgery.recover.losses import Objective
+from surgery.recover.settings import Settings
+from surgery.recover.trainable import Trainable, make_trainable
+
+if TYPE_CHECKING:
+    import torch
+
+LOOKING = frozenset({"corda", "eva"})  # starts of LoRA that look at activations
+SAMPLED_ROWS = 8
+HELD_OUT_ROWS = 64  # of held-out text that are measured at both ends
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """An opened run.
+
+    Attributes:
+        student: the checkpoint that is healed.
+        loaded: it in memory; `trainable.model` is what is called.
+        head: its last linear map.
+        layers: its decoder layers.
+        rows, held_out: what is trained on, and what is measured.
+        teacher: gives what the student is compared with; None without one.
+        teacher_size: parameters of a teacher that runs along.
+        held: parameters whose gradients every process holds.
+    """
+
+    ask: Ask
+    world: World
+    student: Checkpoint
+    loaded: Loaded
+    head: Head
+    trainable: Trainable
+    layers: "Sequence[torch.nn.Module]"
+    rows: Rows
+    held_out: Rows | None
+    teacher: Any
+    teacher_size: int = 0
+    held: "list[torch.nn.Parameter]" = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        """The options."""
+        return self.ask.settings
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether bfloat16 is computed in."""
+        return uses_bfloat16(self.settings, self.world)
+
+
+def uses_bfloat16(settings: Settings, world: World) -> bool:
+    """Return whether to compute in bfloat16: as asked, or on anything but a CPU."""
+    if settings.precision is not None:
+        return settings.precision == "bfloat16"
+    return world.device.type != "cpu"
+
+
+def computing(device: "torch.device", *, half: bool) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where `half`, whatever weights are held in."""
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
+
+
+@contextmanager
+def opened(ask: Ask, world: World) -> Iterator[Session]:
+    """Open student, teacher and data.
+
+    Raises:
+        RecipeError, CheckpointError: something does not fit; nothing has been trained yet.
+        TrainError: a model does not load whole.
+    """
+    settings = ask.settings
+    student = open_checkpoint(ask.student)
+    with ExitStack() as scratch:
+        source = open_source(ask.student, scratch)
+        Objective(settings.losses).check(cached=ask.cache is not None)
+        if source.limit is not None and settings.context > source.limit:
+            fact = f"is more than {source.ref} reads, {source.limit} tokens"
+            raise RecipeError(f"--context {settings.context}", fact, f"give {source.limit} or less")
+        half = uses_bfloat16(settings, world)
+        dtype: Any = "bfloat16" if half else "float32"
+        loaded = load(source, device=world.device, dtype=find_dtype(dtype, world.device))
+        packed = keeps_apart(loaded)
+        rows, held_out = _rows(ask, source, packed=packed)
+        for found in (rows, held_out):
+            if found is not None:
+                found.check_fits(loaded.embeddings, ask.student)
+        head = head_of(loaded.model)
+        teacher, size = _teacher(ask, world, scratch, loaded, rows=rows, source=source)
+        prefix = anatomy(student).stack.prefix
+        layers = list(loaded.model.get_submodule(prefix).children())
+        samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
+        trainable = make_trainable(loaded.model, student, settings, samples=samples)
+        _to_masters(trainable, settings)
+        held = shard(
+            layers,
+            trainable.parameters.values(),
+            world,
+            whole=settings.train == "full",
+            half_precision=half,
+        )
+        _save_memory(loaded.model, settings)
+        yield Session(
+            ask=ask,
+            world=world,
+            student=student,
+            loaded=loaded,
+            head=head,
+            trainable=trainable,
+            layers=layers,
+            rows=rows,
+            held_out=held_out,
+            teacher=teacher,
+            teacher_size=size,
+            held=held,
+        )
+
+
+def _rows(ask: Ask, source: FoundModel, *, packed: bool) -> tuple[Rows, Rows | None]:
+    """Return what is trained on, and what is measured."""
+    common: dict[str, Any] = {"context": ask.settings.context, "seed": ask.settings.seed}
+
+    def opened(sources: list[Source]) -> Rows:
+        data = read_data(sources, source.tokenizer, mark=source.mark)
+        return Rows.of(data, packed=packed, **common)
+
+    held_out = [Source(path) for path in ask.held_out]
+    return opened(_sources(ask)), opened(held_out) if held_out else None
+
+
+def _samples(rows: Rows, loaded: Loaded) -> "list[dict[str, torch.Tensor]]":
+    found = (Batch.of(rows, [index], loaded.device) for index in range(SAMPLED_ROWS))
+    return [batch.inputs(loaded.model) for batch in found]
+
+
+def _sources(ask: Ask) -> list[Source]:
+    """Return the data, and what is replayed with its share of the rows."""
+    share = ask.settings.replay if ask.replay else None
+    return [*ask.data, *(replace(source, share=share) for source in ask.replay)]
+
+
+def _teacher(
+    ask: Ask, world: World, scratch: ExitStack, student: Loaded, *, rows: Rows, source: FoundModel
+) -> tuple[Any, int]:
+    from surgery.recover.teacher import CachedTeacher, OnlineTeacher
+
+    if ask.cache is not None:
+        return CachedTeacher(ask.cache, rows, student=student), 0
+    if ask.teacher is None:
+        return None, 0
+    parent = open_source(ask.teacher, scratch)
+    odd = difference_between(parent.tokenizer, source.tokenizer, ())
+    if odd is not None:
+        raise RecipeError(
+            f"--teacher {ask.teacher}", odd, "a teacher needs the student's tokenizer"
+        )
+    dtype: Any = "bfloat16" if uses_bfloat16(ask.settings, world) else "float32"
+    loaded = load(parent, device=world.device, dtype=find_dtype(dtype, world.device))
+    layers = any(name.startswith("hidden") for name in ask.settings.losses)
+    return OnlineTeacher(loaded, student=student, layers=layers), loaded.parameters
+
+
+def _to_masters(trainable: Trainable, settings: Settings) -> None:
+    """Hold what is trained in float32; layers that are sharded whole need one dtype."""
+    import torch
+
+    chosen: list[Any] = list(trainable.parameters.values())
+    if settings.train in {"full", "half"}:
+        chosen = list(trainable.model.parameters())
+    for parameter in chosen:
+        if parameter.dtype in {torch.bfloat16, torch.float16}:
+            parameter.data = parameter.data.float()
+
+
+def _save_memory(model: Any, settings: Settings) -> None:  # noqa: ANN401 - a transformers model
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
