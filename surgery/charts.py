@@ -47,15 +47,18 @@ METRICS = (
 )
 
 
-def require_plotly() -> None:
+def require_plotly(option: str = "--html") -> None:
     """Make sure that charts can be drawn, before any work is done.
+
+    Args:
+        option: what asks for them.
 
     Raises:
         RecipeError: plotly is not installed.
     """
     if find_spec("plotly") is None:
         fact = "the page is drawn with plotly, which is not installed"
-        raise RecipeError("--html", fact, "run: pip install 'model-surgery[html]'")
+        raise RecipeError(option, fact, "run: pip install 'model-surgery[html]'")
 
 
 def plotly_program() -> str:
@@ -87,11 +90,11 @@ def heat_map(found: Difference, metric: Metric) -> str:
         ],
     }
     grey = go.Heatmap(z=same, colorscale=[[0, SAME], [1, SAME]], showscale=False, **place)
-    coloured = go.Heatmap(**_coloured(values, metric), **place)
-    figure = go.Figure([grey, coloured])
+    drawn = go.Heatmap(**coloured(values, metric), **place)
+    figure = go.Figure([grey, drawn])
     figure.update_xaxes(side="top", tickangle=-40, type="category", showgrid=False)
-    figure.update_yaxes(autorange="reversed", title="layer", showgrid=False, **_numbered(layers))
-    return _piece(figure, f"map-{metric.key}", height=_height(len(layers)))
+    figure.update_yaxes(autorange="reversed", title="layer", showgrid=False, **numbered(layers))
+    return piece(figure, f"map-{metric.key}", height=map_height(len(layers)))
 
 
 def _drawn(found: Figures | None, metric: Metric) -> float | None:
@@ -99,7 +102,7 @@ def _drawn(found: Figures | None, metric: Metric) -> float | None:
     return metric.value(found) if found and found.relative_l2 != 0 else None
 
 
-def _coloured(values: Sequence[Sequence[float | None]], metric: Metric) -> dict[str, Any]:
+def coloured(values: Sequence[Sequence[float | None]], metric: Metric) -> dict[str, Any]:
     """Return values, colours and colour bar of a map."""
     known = [v for row in values for v in row if v is not None]
     bar: dict[str, Any] = {"title": {"text": metric.label, "side": "right"}, "thickness": 14}
@@ -157,22 +160,24 @@ def layer_lines(found: Difference) -> str:
             line={"color": LINES[part], "width": 3 if whole else 1.5},
             marker={"size": 5},
         )
-    figure.update_xaxes(title="layer", gridcolor=SAME, **_numbered(layers))
+    figure.update_xaxes(title="layer", gridcolor=SAME, **numbered(layers))
     figure.update_yaxes(title="relative L2", gridcolor=SAME, rangemode="tozero", zeroline=False)
     figure.update_layout(legend={"orientation": "h", "y": 1.12}, hovermode="x unified")
-    return _piece(figure, "lines", height=340)
+    return piece(figure, "lines", height=340)
 
 
-def _numbered(layers: Sequence[int]) -> dict[str, Any]:
+def numbered(layers: Sequence[int]) -> dict[str, Any]:
     """Return what an axis of layers needs: whole numbers only."""
     return {"zeroline": False, "tickformat": "d", "dtick": 1 if len(layers) <= FEW else None}
 
 
-def _height(layers: int) -> int:
+def map_height(layers: int) -> int:
+    """Return the height of a map with so many rows, in pixels."""
     return 190 + max(150, layers * (22 if layers <= MANY else 12))
 
 
-def _piece(figure: Any, name: str, *, height: int) -> str:  # noqa: ANN401 - plotly is loaded late
+def piece(figure: Any, name: str, *, height: int) -> str:  # noqa: ANN401 - plotly is loaded late
+    """Return a figure as HTML under an id, without the program that draws it."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 30, "b": 30},
@@ -180,10 +185,10 @@ def _piece(figure: Any, name: str, *, height: int) -> str:  # noqa: ANN401 - plo
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
     )
-    piece: str = figure.to_html(
+    text: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         config={"displaylogo": False, "responsive": True, "displayModeBar": False},
     )
-    return piece
+    return text
