@@ -32,7 +32,7 @@ from surgery.recover.manifest import (
     versions,
 )
 from surgery.recover.saved import FACTS, Saved, open_saved
-from surgery.recover.sharded import HashedFile, agreed, write_tensors
+from surgery.recover.sharded import agreed, holds_tensors, write_bytes, write_tensors
 
 FINISHED = re.compile(r"step-(\d{8,})")
 DAMAGE = {EIO, EISDIR, ENOENT, ENOTDIR}  # what else the system refuses says nothing of the files
@@ -106,7 +106,7 @@ class Checkpoints:
             StepError, PlanError: the disk refuses, or another run has the folder.
         """
         new = self._place(step).with_suffix(".tmp")
-        sections = {name: table for name, table in state.items() if _holds_tensors(table)}
+        sections = {name: table for name, table in state.items() if holds_tensors(table)}
         facts = {name: value for name, value in state.items() if name not in sections}
         manifest = Manifest(
             step=step,
@@ -250,8 +250,8 @@ class Checkpoints:
     ) -> None:
         """Write the rest, give the checkpoint its name, and remove those that need not stay."""
         known = {name: told for name, told in files.items() if told is not None}
-        known[FACTS] = _write(new / FACTS, json.dumps(facts).encode())
-        _write(new / NAME, replace(manifest, files=known).document())
+        known[FACTS] = write_bytes(new / FACTS, json.dumps(facts).encode())
+        write_bytes(new / NAME, replace(manifest, files=known).document())
         place = self._place(manifest.step)
         with io_errors(self.folder):
             sync_directory(new)
@@ -267,7 +267,7 @@ class Checkpoints:
         latest = self.folder / "LATEST"
         new = latest.with_suffix(".tmp")
         new.unlink(missing_ok=True)
-        _write(new, f"{place.name}\n".encode())
+        write_bytes(new, f"{place.name}\n".encode())
         new.replace(latest)
         sync_directory(self.folder)
 
@@ -291,20 +291,6 @@ def _alone() -> World:
     import torch
 
     return World(0, 1, torch.device("cpu"))
-
-
-def _holds_tensors(table: object) -> bool:
-    import torch
-
-    if not isinstance(table, Mapping) or not table:
-        return False
-    return all(isinstance(value, torch.Tensor) for value in table.values())
-
-
-def _write(path: Path, data: bytes) -> FileTold:
-    file = HashedFile(path)
-    file.write(data)
-    return file.close()
 
 
 def _sweep(*paths: Path) -> None:

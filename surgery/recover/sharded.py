@@ -73,6 +73,26 @@ class HashedFile:
         return FileTold(self.size, self._hash.hexdigest())
 
 
+def holds_tensors(table: object) -> bool:
+    """Return whether a section of a state is a table of tensors, which a file of its own takes."""
+    import torch
+
+    if not isinstance(table, Mapping) or not table:
+        return False
+    return all(isinstance(value, torch.Tensor) for value in table.values())
+
+
+def write_bytes(path: Path, data: bytes) -> FileTold:
+    """Write a new small file and put it on disk.
+
+    Raises:
+        StepError: the disk refuses.
+    """
+    file = HashedFile(path)
+    file.write(data)
+    return file.close()
+
+
 def write_tensors(
     path: Path, tensors: "Mapping[str, torch.Tensor]", world: World
 ) -> FileTold | None:
@@ -93,6 +113,7 @@ def write_tensors(
         whole = _gathered(tensor)
         if file:
             file.write(_bytes_of(whole))
+        del whole  # before the next one is gathered
     told = agreed(world, lambda: file.close() if file else None)
     return FileTold(*told) if world.is_first and told else None
 

@@ -111,7 +111,7 @@ def in_child(act: Callable[[], object]) -> int:
         return pid
     try:
         act()
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         sys.stderr.write(f"{error!r}\n")
         os._exit(1)
     os._exit(0)
