@@ -80,10 +80,10 @@ def task_command(
     ] = None,
     writing: Writing,
 ) -> None:
-    """Make one task's model from its base and a store: an ordinary checkpoint.
+    """Make one task's model from its base and a store.
 
-    The base must be the one that the store was made from, in any files and dtype that hold its
-    values; the run stops where it is not.
+    It is an ordinary checkpoint. The base must be the one that the store was made from, in any
+    files and dtype that hold its values; the run stops where it is not.
     """
     writing.limits()
     opened = writing.open(store)

@@ -13,7 +13,6 @@ from growth.prune import choose_layers, prune
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import RecipeError
-from surgery.plan import Plan
 
 THRESHOLD = 0.45
 Method = Literal["block-influence", "angular", "similarity", "tail", "laco"]
@@ -83,30 +82,22 @@ def command(
     guess = prune(source, layers=_listed(tail), method="tail", scores=[])
     if method == "tail":
         measuring.need_none("--method tail")
-        _drop(guess, tail, [], out=out, writing=writing)
+        write_plan(guess, out, writing)
         return
     measuring.need(f"--method {method}")
     with measured(guess, out, ["layers"], measuring=measuring, writing=writing) as statistics:
         gone, scores = choose_layers(source, statistics, method=method, layers=count)
         plan = prune(source, layers=_listed(gone), method=method, scores=scores)
-        _drop(plan, gone, scores, out=out, writing=writing)
+        write_plan(plan, out, writing)
 
 
 def _listed(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers))
 
 
-def _drop(
-    plan: Plan, gone: Sequence[int], scores: Sequence[float], *, out: Path, writing: Writing
-) -> None:
-    if not writing.as_json:
-        told = ", ".join(f"{i}: {score:.4f}" for i, score in enumerate(scores))
-        render.remark(f"drops layers {', '.join(map(str, gone))}" + (f"  ({told})" if told else ""))
-    write_plan(plan, out, writing)
-
-
 def _narrow(base: str, width: str, *, measuring: Measuring, writing: Writing) -> None:
-    from growth.narrow import narrow, parse_widths
+    from growth.cutting import parse_widths
+    from growth.narrow import narrow
 
     writing.limits()
     parse_widths(width)

@@ -75,7 +75,7 @@ def tie_command(
     ] = "tied",
     writing: Writing,
 ) -> None:
-    """Tie layers, and nothing beside: the model has to be trained again.
+    """Tie layers alone: the model has to be trained again.
 
     cycle runs all blocks in order, B times; sequence runs each block B times in a row;
     middle-cycle leaves the first and the last layer alone. A block starts as evenly spaced
@@ -118,11 +118,11 @@ def relax_command(
     seed: Annotated[int, typer.Option(help="Seed of sketches and random factors.")] = 0,
     writing: Writing,
 ) -> None:
-    """Tie layers, and give every linear layer of every depth factors of low rank.
+    """Tie layers, and give every depth factors of low rank.
 
-    The factors are the nearest to what the depth's own weights are beyond the tied ones, so that
-    at full rank the model computes what it did. How much of the difference is kept is told for
-    each kind of linear layer and in all.
+    Every linear layer gets them, the nearest to what the depth's own weights are beyond the tied
+    ones, so that at full rank the model computes what it did. How much of the difference is kept
+    is told for each kind of linear layer and in all.
 
     tied is a recursive model; dense a stock one with the factors added; peft a stock model of K
     layers in OUTPUT/base and an adapter that repeats them in OUTPUT/adapter (Llama and Mistral).
@@ -144,7 +144,7 @@ def relax_command(
 
 @writing_options
 def materialize_command(tied: TIED, *, writing: Writing) -> None:
-    """Write a recursive model as the stock one that it came from, the factors added.
+    """Write a recursive model as the stock one it came from.
 
     Every depth becomes a layer of its own: W + B A, added in float32 and rounded once.
     """
@@ -153,7 +153,7 @@ def materialize_command(tied: TIED, *, writing: Writing) -> None:
 
 @writing_options
 def untie_command(tied: TIED, *, writing: Writing) -> None:
-    """Write a recursive model as a stock one with copied layers, the factors as an adapter.
+    """Write a recursive model as copied layers and an adapter.
 
     The model goes to OUTPUT/base and the adapter to OUTPUT/adapter; peft merges it exactly, as
     it could not into shared weights. Without factors the model goes to OUTPUT itself.

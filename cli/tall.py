@@ -39,9 +39,9 @@ def build_command(
     ] = "0.4",
     writing: Writing,
 ) -> None:
-    """Write a store: a weight is a task's where |own| > lambda * |sum - own|.
+    """Write a store of the sum and masks.
 
-    arXiv 2405.07813.
+    A weight is a task's where |own| > lambda * |sum - own| (arXiv 2405.07813).
     """
     bounds = _numbers(lambda_)
     if len(bounds) == 1:

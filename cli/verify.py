@@ -58,8 +58,14 @@ def command(
     else:
         _show(checks)
     if problems:
-        fact = problems[0] if len(problems) == 1 else f"{len(problems)} problems: {problems[0]}"
-        raise VerificationError(path, fact)
+        first = _inside(path, problems[0])
+        more = "" if len(problems) == 1 else f"{len(problems)} problems, the first: "
+        raise VerificationError(path, more + first)
+
+
+def _inside(path: str, problem: str) -> str:
+    """Leave the checkpoint's own path, which is told already, out of a problem's place."""
+    return problem.removeprefix(f"{path}: ").removeprefix(f"{path.rstrip('/')}/")
 
 
 def _show(checks: Sequence["Check"]) -> None:

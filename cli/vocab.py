@@ -50,7 +50,7 @@ def extend_command(
     seed: SEED = 0,
     writing: Writing,
 ) -> None:
-    """Add tokens, with rows of their own; old tokens keep their ids and rows."""
+    """Add tokens; old tokens keep their ids and rows."""
     from growth.vocab.extend import extend, read_tokens
 
     new = [*(token or ()), *(read_tokens(tokens) if tokens else ())]
@@ -86,10 +86,10 @@ def trim_command(
     ] = True,
     writing: Writing,
 ) -> None:
-    """Keep the tokens that texts use; the texts are cut as before, which is checked.
+    """Keep the tokens that texts use.
 
-    Bytes or letters, the unknown token, tokens that configs name, and those that BPE joins kept
-    ones from are kept as well. Ids are given anew.
+    The texts are cut as before, which is checked. Bytes or letters, the unknown token, tokens that
+    configs name, and those that BPE joins kept ones from are kept as well. Ids are given anew.
     """
     from growth.vocab.usage import trim_to_text
 
@@ -116,11 +116,11 @@ def transplant_command(
     k: Annotated[int, typer.Option(help="Of omp: how many shared tokens a row is made of.")] = 64,
     writing: Writing,
 ) -> None:
-    """Take another model's tokenizer; tokens that both have keep BASE's rows.
+    """Take another model's tokenizer.
 
-    omp writes OTHER's row of a token as a sum of OTHER's rows of shared tokens and takes the same
-    sum of BASE's rows (arXiv 2506.06607). subword is the mean of the pieces that BASE's own
-    tokenizer cuts the token into, mean that of all rows.
+    Tokens that both have keep BASE's rows. omp writes OTHER's row of a token as a sum of OTHER's
+    rows of shared tokens and takes the same sum of BASE's rows (arXiv 2506.06607). subword is the
+    mean of the pieces that BASE's own tokenizer cuts the token into, mean that of all rows.
     """
     from growth.vocab.transplant import transplant
 
@@ -141,9 +141,10 @@ def pad_command(
     seed: SEED = 0,
     writing: Writing,
 ) -> None:
-    """Append rows that no token stands for; the tokenizer stays as it is.
+    """Append rows that no token stands for.
 
-    The logit of a mean row is the mean of all logits, so that it is never the largest.
+    The tokenizer stays as it is. The logit of a mean row is the mean of all logits, so that it is
+    never the largest.
     """
     from growth.vocab.pad import pad
 

@@ -1,11 +1,10 @@
 """Width by removal: the units that a measurement shows to do least, every layer to one size."""
 
-import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from growth.cutting import Widths, check_sizes, heads_left, parse_widths, sizes_beside
 from growth.dimensions import Axis, Dimension, Dimensions, find_dimensions
 from growth.resized import along, resized, selection
 from growth.widen.config import KEYS
@@ -22,43 +21,6 @@ if TYPE_CHECKING:
     from surgery.calibrate.statistics import Statistics
 
     Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-NAMES: Mapping[str, Dimension] = {
-    "hidden": "hidden",
-    "ffn": "ffn",
-    "heads": "query",
-    "kv-heads": "key",
-}
-SIZE = re.compile(r"([a-z-]+)=([1-9][0-9]{0,6})")
-EXAMPLE = "write for instance ffn=4096,heads=16,kv-heads=4"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Widths:
-    """New sizes: units of the residual stream, of feed-forward layers, heads of both kinds."""
-
-    hidden: int
-    ffn: int
-    heads: int
-    keys: int
-
-
-def parse_widths(text: str) -> dict[str, int]:
-    """Parse `hidden=2048,ffn=5632,heads=16,kv-heads=4`, any of them.
-
-    Raises:
-        RecipeError: not of that form, an unknown name, or one that is named twice.
-    """
-    found: dict[str, int] = {}
-    for item in text.split(","):
-        match = SIZE.fullmatch(item.strip())
-        if match is None or match[1] not in NAMES:
-            fact = f"{item.strip()[:40]!r} is no size of {', '.join(NAMES)}"
-            raise RecipeError(f"--width {text[:80]}", fact, EXAMPLE)
-        if match[1] in found:
-            raise RecipeError(f"--width {text[:80]}", f"names {match[1]} twice", EXAMPLE)
-        found[match[1]] = int(match[2])
-    return found
 
 
 def narrow(base: Checkpoint, statistics: Checkpoint | None, *, width: str) -> Plan:
@@ -108,9 +70,26 @@ def narrow(base: Checkpoint, statistics: Checkpoint | None, *, width: str) -> Pl
                 },
                 "trainable_layers": list(range(found.parts.layers)),
             },
-            notes=base.notes,
+            notes=(*base.notes, _told(base, found, sizes, tensors)),
         )
     )
+
+
+def _told(
+    base: Checkpoint, found: Dimensions, new: Widths, tensors: Mapping[str, TensorInfo]
+) -> str:
+    """Sum up old and new sizes."""
+    old = _own(found)
+    pairs = sizes_beside(old, new)
+    sizes = [f"{name} {was} -> {now}" for name, (was, now) in pairs.items() if was != now]
+    before = sum(tensor.numel for tensor in base.tensors.values())
+    after = sum(tensor.numel for tensor in tensors.values())
+    return f"{', '.join(sizes)}; {after / before:.1%} of the parameters stay"
+
+
+def _own(found: Dimensions) -> Widths:
+    heads = found.heads
+    return Widths(hidden=found.hidden, ffn=_units(found), heads=heads.queries, keys=heads.keys)
 
 
 def _opened(statistics: Checkpoint | None, base: Checkpoint) -> "Statistics | None":
@@ -138,51 +117,22 @@ def _check(base: Checkpoint, found: Dimensions, asked: Mapping[str, int], width:
     if found.parts.lost_head or found.parts.extra_layers:
         fact = "promises a head that is not there, or has layers after its own"
         raise PlanError(place, fact)
-    old = Widths(hidden=found.hidden, ffn=_units(found), heads=heads.queries, keys=heads.keys)
+    old = _own(found)
     new = Widths(
         hidden=asked.get("hidden", old.hidden),
         ffn=asked.get("ffn", old.ffn),
-        heads=asked.get("heads", _heads_left(asked, old)),
+        heads=asked.get("heads", heads_left(asked, old)),
         keys=asked.get("kv-heads", old.keys if heads.keys != heads.queries else -1),
     )
     if new.keys < 0:  # one key-value head a query head
         new = Widths(hidden=new.hidden, ffn=new.ffn, heads=new.heads, keys=new.heads)
-    _check_sizes(old, new, width)
+    check_sizes(old, new, width)
     text = dig(base.config or {}, found.parts.section)
     free = "head_dim" in text or "num_key_value_heads" in text
     if not free and new.hidden != new.heads * heads.width:
         fact = f"ties {new.heads} heads of {heads.width} to a width of {new.heads * heads.width}"
         raise RecipeError(f"--width {width}", f"{family} {fact}", "cut hidden and heads in step")
     return new
-
-
-def _heads_left(asked: Mapping[str, int], old: Widths) -> int:
-    """Return how many query heads stay where only groups are cut: those of the groups."""
-    keys = asked.get("kv-heads", old.keys)
-    return keys * (old.heads // old.keys)
-
-
-def _check_sizes(old: Widths, new: Widths, width: str) -> None:
-    pairs = {
-        "hidden": (old.hidden, new.hidden),
-        "ffn": (old.ffn, new.ffn),
-        "heads": (old.heads, new.heads),
-        "kv-heads": (old.keys, new.keys),
-    }
-    larger = next((name for name, (was, now) in pairs.items() if now > was), None)
-    if larger is not None:
-        was, now = pairs[larger]
-        raise RecipeError(f"--width {width}", f"{larger}={now} is above the model's {was}")
-    if all(was == now for was, now in pairs.values()):
-        raise RecipeError(f"--width {width}", "is the model's own size", "give a smaller one")
-    if new.heads % new.keys:
-        fact = f"leaves {new.heads} heads for {new.keys} groups of keys and values"
-        raise RecipeError(f"--width {width}", fact, "heads must be a multiple of kv-heads")
-    if new.heads // new.keys > old.heads // old.keys:
-        group = old.heads // old.keys
-        fact = f"asks for {new.heads // new.keys} heads a group, and a group has {group}"
-        remedy = f"with kv-heads={new.keys} give heads={new.keys * group} at most"
-        raise RecipeError(f"--width {width}", fact, remedy)
 
 
 def _units(found: Dimensions) -> int:

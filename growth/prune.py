@@ -1,6 +1,7 @@
 """Depth by removal: of layers that are named, or of those that a measurement shows to do least."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from growth.depth import DepthMap, change_depth, check_layers, parse_layers
@@ -11,6 +12,12 @@ from surgery.layers.kinds import refuse_recursive
 from surgery.plan import Plan
 
 Method = Literal["block-influence", "angular", "similarity", "tail"]
+# What the scores are, by layer or by the first layer of a run.
+SCORES: Mapping[Method, str] = {
+    "block-influence": "influence of each layer (1 - cosine of before and behind), the least go",
+    "angular": "angle (in units of pi) over the run from each layer on, the least goes",
+    "similarity": "cosine over the run from each layer on, the greatest goes",
+}
 
 
 def prune(
@@ -36,13 +43,26 @@ def prune(
     check_layers(gone, count)
     kept = tuple(n for n in range(count) if n not in gone)
     chosen = {} if method is None else {"method": method, "scores": list(scores or ())}
-    return change_depth(
+    plan = change_depth(
         base,
         DepthMap(sources=kept),
         operation="prune",
         parameters={"layers": layers, **chosen},
         facts={"dropped_layers": sorted(set(gone)), **chosen},
     )
+    if method is None:
+        return plan
+    return replace(plan, notes=(*plan.notes, _told(sorted(set(gone)), method, scores or ())))
+
+
+def _told(gone: Sequence[int], method: Method, scores: Sequence[float]) -> str:
+    """Tell which layers go, and the figures that chose them."""
+    which = f"layer {gone[0]} goes" if len(gone) == 1 else f"layers {', '.join(map(str, gone))} go"
+    if method not in SCORES or not scores:
+        return which
+    sign = -1 if method == "similarity" else 1
+    values = ", ".join(f"{i}: {sign * score:.4f}" for i, score in enumerate(scores))
+    return f"{which}; {SCORES[method]}: {values}"
 
 
 def choose_layers(

@@ -268,7 +268,9 @@ def test_a_truncated_file_is_told_in_one_sentence(structure, tmp_path, capsys):
     path = shutil.copytree(structure("llama"), tmp_path / "model") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["verify", str(path.parent)]) == 3
-    assert "truncated" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "truncated" in said
+    assert said.startswith(f"surgery: {path.parent}: model.safetensors: ")
 
 
 def test_a_model_with_its_own_code_is_not_loaded(structure, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from surgery.anatomy import Anatomy
+from surgery.anatomy import RECURSIVE, Anatomy
 from surgery.checkpoint import Checkpoint
 
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -37,7 +37,8 @@ class Layers:
         extra: stored layers beyond those that the model runs through.
         prefix: what their names begin with.
         pattern: the sequence of kinds, such as `0-2 dense, 3-60 experts` or
-            `4 x (5 sliding_attention, 1 full_attention)`.
+            `4 x (5 sliding_attention, 1 full_attention)`; of a recursive model behind its number of
+            blocks.
         groups: the kinds, in the order of their first layers.
     """
 
@@ -63,11 +64,21 @@ def describe_layers(checkpoint: Checkpoint, parts: Anatomy, told: Sequence[str] 
         count=parts.layers,
         extra=parts.extra_layers,
         prefix=parts.stack.prefix,
-        pattern=pattern([names[key] for key in keys]),
+        pattern=_loops(checkpoint) + pattern([names[key] for key in keys]),
         groups=tuple(
             _group(checkpoint, parts, names[key], members) for key, members in groups.items()
         ),
     )
+
+
+def _loops(checkpoint: Checkpoint) -> str:
+    """Tell how often a recursive model runs which number of blocks; nothing of others."""
+    layer_map = (checkpoint.config or {}).get("layer_map")
+    if (checkpoint.config or {}).get("model_type") != RECURSIVE or not isinstance(layer_map, list):
+        return ""
+    times = set(Counter(layer_map).values())
+    often = f"{times.pop()} times" if len(times) == 1 else f"as {len(layer_map)} layers"
+    return f"{len(set(layer_map))} blocks run {often}: "
 
 
 def _signature(checkpoint: Checkpoint, parts: Anatomy, layer: int) -> Signature:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.main import main
-from growth.narrow import narrow, parse_widths
+from growth.cutting import parse_widths
+from growth.narrow import narrow
 from structures import example_inputs, load
 from surgery.calibrate import calibrate
 from surgery.checkpoint import open_checkpoint
@@ -163,3 +164,12 @@ def test_the_command_needs_text_and_reproduces(tmp_path, capsys):
     assert main([*words, "--calibration", str(TEXT), "--samples", "4"]) == 0
     assert main(["reproduce", str(out)]) == 0
     assert main(["prune", str(BASE)]) == 2
+
+
+def test_a_note_sums_up_old_and_new_sizes(statistics):
+    base = open_checkpoint(BASE)
+    plan = narrow(base, statistics, width="ffn=200,heads=3,kv-heads=3")
+    kept = sum(spec.numel for step in plan.steps for _, spec in step.outputs)
+    share = kept / sum(tensor.numel for tensor in base.tensors.values())
+    told = f"ffn 352 -> 200, heads 4 -> 3, kv-heads 4 -> 3; {share:.1%} of the parameters stay"
+    assert plan.notes[-1] == told

@@ -295,3 +295,26 @@ def test_a_step_keeps_its_statistics_in_the_pipelines_folder(tmp_path, monkeypat
     assert main(["run", "p.yml", "-o", "out"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "p.yml", "text.txt"]
     assert (tmp_path / "out" / "pruned-calibration.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("block-influence", "; influence of each layer (1 - cosine of before and behind)"),
+        ("angular", "; angle (in units of pi) over the run from each layer on"),
+        ("similarity", "; cosine over the run from each layer on, the greatest goes: 0: 0."),
+        ("tail", "layer 3 goes"),
+    ],
+)
+def test_a_note_tells_which_layers_go_and_by_what(method, told, statistics):
+    gone, scores = choose(statistics, method, 1)
+    plan = prune(open_checkpoint(BASE), layers=f"{gone[0]}", method=method, scores=scores)
+    assert plan.notes[-1].startswith(f"layer {gone[0]} goes")
+    assert told in plan.notes[-1]
+
+
+def test_nothing_is_said_to_go_where_nothing_is_written(statistics, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    assert main(["prune", str(BASE), "--layers", "1", "--method", "tail", "-o", str(out)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -55,7 +55,9 @@ def test_inspect_tells_every_depth(norms, base, tmp_path, capsys):
     main(["recurse", "tie", str(base), "--blocks", "2", *norms, "-o", str(out)])
     capsys.readouterr()
     assert main(["inspect", str(out)]) == 0
-    assert "recursive  4 layers" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "recursive  4 layers" in told
+    assert "2 blocks run 2 times: " in told
 
 
 def test_the_share_kept_is_told_by_linear_layer_with_its_rank(base, tmp_path, capsys):
