@@ -41,7 +41,8 @@ def restore_random_states(saved: Saved, section: str, world: World) -> None:
         rows[name] = torch.empty(tuple(shape), dtype=getattr(torch, DTYPES[code]))
         saved.fill(section, name, rows[name])
     if world.is_first or len(rows["torch"]) == world.size:
-        _set({name: table[world.rank] for name, table in rows.items()}, world)
+        # torch reads a generator state from the start of its storage, so a row has to be a copy
+        _set({name: table[world.rank].clone() for name, table in rows.items()}, world)
         return
     first = rows["torch"][0].numpy().tobytes()
     _seed(hashlib.sha256(first + world.rank.to_bytes(8, "big")).digest())
