@@ -26,7 +26,19 @@ from surgery.recover.state import restore, training_state
 STEPS, EVERY = 17, 3
 BAD = {4: math.nan, 10: 1e6, 11: 1e6}  # added to the losses of these steps
 CALLS = ("open", "mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")
+STATE = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "progress": {"x": 1 / 3}}
 ALONE = World(0, 1, torch.device("cpu"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def save(folder: Path, *steps: int, **options: Any) -> Checkpoints:
+    checkpoints = Checkpoints(folder, **options)
+    for step in steps:
+        checkpoints.save(step, STATE)
+    return checkpoints
 
 
 def start() -> tuple[torch.nn.Sequential, list[torch.optim.Optimizer]]:
