@@ -14,7 +14,7 @@ from typing import Any
 
 from surgery.anatomy import anatomy
 from surgery.calibrate.observe import KINDS, Observer, find_linears, observers_for, shared_inputs
-from surgery.calibrate.rows import plan_token_rows, row_length
+from surgery.calibrate.rows import TokenRows, plan_token_rows, row_length
 from surgery.calibrate.statistics import (
     Statistics,
     StatisticsFile,
@@ -95,16 +95,8 @@ def calibrate(
         CheckpointError: the model or a text cannot be opened.
         TrainError: the model does not load whole, or its activations are not finite.
     """
-    import torch
-
-    _check(
-        collect,
-        samples=samples,
-        context=context,
-        batch_tokens=batch_tokens,
-        out=out,
-        force=force,
-    )
+    sizes = {"samples": samples, "batch_tokens": batch_tokens}
+    _check(collect, context=context, out=out, force=force, **sizes)
     documents = read_documents(texts)
     place = find_device(device)
     base = open_checkpoint(model)
@@ -134,16 +126,8 @@ def calibrate(
         "tokens": str(rows.tokens),
         "aliases": json.dumps(aliases, sort_keys=True),
     }
-    done = 0
-    with StatisticsFile(out, specs, told) as file, torch.inference_mode():
-        for group in groups:
-            for batch in rows.batches(batch_tokens):
-                _observe(loaded, group, batch)
-                done += len(batch)
-                if progress:
-                    progress(done, len(groups) * len(rows.rows))
-            for observer in group:
-                file.write(observer.results())
+    with StatisticsFile(out, specs, told) as file:
+        _collect(loaded, rows, groups, file, batch_tokens=batch_tokens, progress=progress)
     nbytes = sum(spec.nbytes for spec in specs.values())
     return Calibration(
         out=out,
@@ -153,6 +137,30 @@ def calibrate(
         tokens=rows.tokens,
         passes=len(groups),
     )
+
+
+def _collect(
+    loaded: Loaded,
+    rows: TokenRows,
+    groups: Sequence[Sequence[Observer]],
+    file: StatisticsFile,
+    *,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> None:
+    """Run the model over all rows once for each group, and write what the group has seen."""
+    import torch
+
+    done = 0
+    with torch.inference_mode():
+        for group in groups:
+            for batch in rows.batches(batch_tokens):
+                _observe(loaded, group, batch)
+                done += len(batch)
+                if progress:
+                    progress(done, len(groups) * len(rows.rows))
+            for observer in group:
+                file.write(observer.results())
 
 
 def _check(

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from surgery.errors import RecipeError
 from surgery.evaluate.documents import read_documents
@@ -64,25 +65,18 @@ def evaluate(
     _check(models, batch_tokens=batch_tokens, bootstrap=bootstrap)
     documents = read_documents([Path(text) for text in texts])
     refs, parents = _ordered(models, parent)
-    extras = Extras.read(
-        samples=samples,
-        speed=speed,
-        tasks=tasks,
-        pairs=pairs,
-        normalize=normalize,
-        gates=gates,
-        children=len(refs) - parents,
-    )
+    asked: dict[str, Any] = {"tasks": tasks, "pairs": pairs, "normalize": normalize}
+    children = len(refs) - parents
+    extras = Extras.read(samples=samples, speed=speed, gates=gates, children=children, **asked)
     with ExitStack() as scratch:
         sources = [open_source(ref, scratch) for ref in refs]
-        length = _context(sources, context)
+        length = shared_context(sources, context)
         step = max(1, length // 2) if stride is None else stride
         check_windows(length, step)
         place = find_device(device)
+        windows = {"context": length, "stride": step, "batch_tokens": batch_tokens}
         settings = Settings(
-            context=length,
-            stride=step,
-            batch_tokens=batch_tokens,
+            **windows,
             device=place,
             dtype=find_dtype(dtype, place),
             progress=progress,
@@ -95,9 +89,7 @@ def evaluate(
         found, judged = with_extras(found, sources, documents, settings, extras, draws=bootstrap)
     evaluation = Evaluation(
         models=found,
-        context=length,
-        stride=step,
-        batch_tokens=batch_tokens,
+        **windows,
         device=str(place),
         bootstrap=bootstrap,
         seed=seed,
@@ -129,7 +121,7 @@ def _ordered(
     return [*parents, *refs], len(parents)
 
 
-def _context(sources: Sequence[Source], asked: int | None) -> int:
+def shared_context(sources: Sequence[Source], asked: int | None) -> int:
     """Return one context for all models: figures over different contexts do not compare."""
     tight = min(sources, key=lambda s: s.limit or _CONTEXT_CAP)
     limits = [s.limit for s in sources if s.limit is not None]
