@@ -8,10 +8,9 @@ its name, then `LATEST` is replaced. Nothing but these names is trusted: `LATEST
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from errno import EIO, EISDIR, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,14 @@ from surgery.recover.manifest import (
     NAME,
     FileTold,
     Manifest,
-    NewerFormatError,
-    check_files,
-    check_settings,
-    check_step,
     read_manifest,
     versions,
 )
 from surgery.recover.saved import FACTS, Saved, open_saved
 from surgery.recover.sharded import agreed, holds_tensors, write_bytes, write_tensors
+from surgery.recover.soundness import find_damage, set_aside
 
 FINISHED = re.compile(r"step-(\d{8,})")
-DAMAGE = {EIO, EISDIR, ENOENT, ENOTDIR}  # what else the system refuses says nothing of the files
 
 
 class Checkpoints:
@@ -149,6 +144,39 @@ class Checkpoints:
         """
         return self._load(lambda: self._find(self._by_score()))
 
+    def forget(self, *, after: int) -> None:
+        """Remove the checkpoints after a step: the run takes another way from there.
+
+        Raises:
+            StepError, PlanError: the disk refuses, or another run has the folder.
+        """
+
+        def act() -> None:
+            self._lock.take()
+            with io_errors(self.folder):
+                for place in (self._place(step) for step in self._steps() if step > after):
+                    old = place.with_suffix(".tmp")
+                    if os.path.lexists(old):
+                        discard(old)
+                    place.rename(old)
+                    discard(old)
+                sync_directory(self.folder)
+
+        agreed(self.world, act)
+
+    def clear(self) -> None:
+        """Remove all checkpoints, for a run that starts anew; damaged ones stay.
+
+        Raises:
+            PlanError, CheckpointError: another run has the folder, or it cannot be read.
+        """
+
+        def act() -> None:
+            self._lock.take()
+            self._remove(self._steps())
+
+        agreed(self.world, act)
+
     def _load(self, find: Callable[[], str | None]) -> tuple[int, Saved] | None:
         def act() -> str | None:
             self._lock.take()
@@ -187,46 +215,15 @@ class Checkpoints:
         """Return the name of the first sound checkpoint."""
         for number, step in enumerate(steps):
             place = self._place(step)
-            if self._is_sound(place, step):
+            damage = find_damage(place, step, self.settings)
+            if damage is None:
                 if number:
                     self._note(f"{place}: is the newest sound checkpoint; the run goes on from it")
                 return place.name
+            self._note(set_aside(place, damage))
         if steps:
             self._note(f"{self.folder}: holds no sound checkpoint; the run starts anew")
         return None
-
-    def _is_sound(self, place: Path, step: int) -> bool:
-        try:
-            manifest = read_manifest(place)
-            check_step(place, manifest, step)
-            check_settings(place, manifest, self.settings)
-            check_files(place, manifest)
-        except NewerFormatError:
-            raise
-        except CheckpointError as error:
-            self._set_aside(place, str(error))
-        except OSError as error:
-            file = error.filename or place
-            if error.errno not in DAMAGE:
-                raise CheckpointError(file, f"cannot be read ({error.strerror})") from error
-            self._set_aside(place, f"{file}: cannot be read ({error.strerror})")
-        else:
-            return True
-        return False
-
-    def _set_aside(self, place: Path, reason: str) -> None:
-        """Rename a damaged checkpoint, and tell; it is never removed here."""
-        bad = place.with_suffix(".bad")
-        number = 1
-        while os.path.lexists(bad):
-            number += 1
-            bad = place.with_suffix(f".bad{number}")
-        try:
-            place.rename(bad)
-        except OSError as error:
-            self._note(f"{reason}; it is passed over, and keeps its name ({error.strerror})")
-        else:
-            self._note(f"{reason}; it is passed over, and now named {bad.name}")
 
     def _note(self, sentence: str) -> None:
         self.notes.append(sentence)
@@ -277,14 +274,17 @@ class Checkpoints:
         staying = {newest, *steps[: self.keep]}
         if self.keep_best:
             staying |= set(self._by_score()[:1])
-        for place in (self._place(step) for step in steps if step not in staying):
+        self._remove(step for step in steps if step not in staying)
+        _sweep(*self.folder.glob("step-*.tmp"))
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for place in map(self._place, steps):
             old = place.with_suffix(".tmp")
             try:
                 place.rename(old)
                 discard(old)
             except OSError as error:
                 self._note(f"{place}: is not needed, and cannot be removed ({error.strerror})")
-        _sweep(*self.folder.glob("step-*.tmp"))
 
 
 def _alone() -> World:

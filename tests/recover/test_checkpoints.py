@@ -215,6 +215,15 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["LATEST", "lock", "step-00000003"]
 
 
+def test_a_run_that_starts_anew_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    with save(tmp_path, 3, 6) as checkpoints:
+        checkpoints.clear()
+        checkpoints.save(0, STATE)
+        found = checkpoints.load_newest()
+        assert found
+        assert found[0] == 0
+
+
 def test_a_limit_asks_for_an_earlier_one(tmp_path: Path) -> None:
     with save(tmp_path, 3, 6, keep=2) as checkpoints:
         found = checkpoints.load_newest(limit=5)
