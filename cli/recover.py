@@ -1,9 +1,10 @@
 """`surgery recover`: heal a model after surgery."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +17,15 @@ from surgery.recover.settings import (
     Optimizer,
     Precision,
     Schedule,
+    Selecting,
     Settings,
     Train,
     parse_losses,
 )
 from surgery.recover.sources import Source
+
+if TYPE_CHECKING:
+    from surgery.recover.run import Recovery
 
 MOST_TOKENS = 1e18
 RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
@@ -56,6 +61,7 @@ def command(
         ),
     ] = "lora",
     rank: Annotated[int, typer.Option(help="Of LoRA.")] = 64,
+    lora_alpha: Annotated[float | None, typer.Option(help="Of LoRA.  [default: the rank]")] = None,
     lora_init: Annotated[
         str, typer.Option(help="default, pissa, corda, eva, olora, orthogonal, loftq.")
     ] = "default",
@@ -84,11 +90,15 @@ def command(
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate runs.")] = "wsd",
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.02,
     decay: Annotated[float, typer.Option(help="Share of the steps.")] = 0.2,
+    floor: Annotated[float, typer.Option(help="Last rate as a share of the peak.")] = 0.0,
     optimizer: Annotated[Optimizer, typer.Option(help="Moments are float32 but for adamw8bit.")] = (
         "adamw"
     ),
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
+    spike: Annotated[
+        float, typer.Option(help="Skip steps whose loss is above this times the mean; 0 for none.")
+    ] = 4.0,
     replay_data: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Data not to forget; repeatable.")
     ] = None,
@@ -97,6 +107,14 @@ def command(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Text that is only measured, before and after."),
     ] = None,
+    eval_steps: Annotated[
+        int, typer.Option(help="Measure that every so many steps too; 0 at both ends alone.")
+    ] = 0,
+    select: Annotated[
+        Selecting | None,
+        typer.Option(help="paser: the documents on whose like the student lost most (--teacher)."),
+    ] = None,
+    select_share: Annotated[float, typer.Option(help="Of the documents, to select.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the order, initialisations and halves.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[
@@ -105,6 +123,13 @@ def command(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute layers: less memory, more time.")
     ] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the decoder layers.  [default: in long runs on a GPU]",
+        ),
+    ] = None,
     save_steps: Annotated[int, typer.Option(help="Save every so many steps; 0 by time alone.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on with an earlier run, or start anew.")
@@ -135,6 +160,7 @@ def command(
     settings = Settings(
         train=train,
         rank=rank,
+        lora_alpha=lora_alpha,
         lora_init=lora_init,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -148,13 +174,19 @@ def command(
         schedule=schedule,
         warmup=warmup,
         decay=decay,
+        floor=floor,
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip=clip,
+        spike=spike,
         replay=replay,
         seed=seed,
         precision=precision,
         checkpointing=checkpointing,
+        compile=compiled,
+        select=select,
+        select_share=select_share,
+        eval_steps=eval_steps,
         save_steps=save_steps,
     )
     ask = Ask(
@@ -171,7 +203,7 @@ def command(
         keep_adapter=keep_adapter,
     )
     limits = {"memory": parse_size(memory, "--memory")}
-    check_ask(ask)
+    check_ask(ask, force=force)
     if dry_run:
         _show_ask(ask, as_json=as_json)
         return
@@ -182,9 +214,11 @@ def _carry_out(ask: Ask, *, force: bool, as_json: bool, **limits: Any) -> None: 
     from surgery.recover.run import recover
 
     with _line() as progress:
-        found = recover(ask, force=force, progress=progress, **limits)
+        found = recover(ask, force=force, progress=progress, remark=render.remark, **limits)
     if found.out is None:
-        raise typer.Exit(_stopped(ask, found.curve.step))
+        raise typer.Exit(_stopped(ask, found))
+    if not found.first:
+        return
     told = {"output": str(found.out), "adapter": found.adapter and str(found.adapter)}
     if as_json:
         render.print_json({**told, **found.told})
@@ -197,8 +231,10 @@ def _carry_out(ask: Ask, *, force: bool, as_json: bool, **limits: Any) -> None: 
     render.line(f"{found.out}  {found.curve.step} steps, {found.curve.tokens:,} tokens")
 
 
-def _stopped(ask: Ask, step: int) -> int:
-    render.remark(f"saved at step {step} in {ask.folder}; the same command goes on")
+def _stopped(ask: Ask, found: "Recovery") -> int:
+    if found.first:
+        step = found.curve.step
+        render.remark(f"saved at step {step} in {ask.folder}; the same command goes on")
     return int(Exit.INTERRUPTED)
 
 
@@ -225,7 +261,7 @@ def _show_ask(ask: Ask, *, as_json: bool) -> None:
 @contextmanager
 def _line() -> Iterator[Any]:
     """Give what draws one live line of figures on stderr; nothing where nobody looks."""
-    if not render.is_watched(stderr=True):
+    if not render.is_watched(stderr=True) or os.environ.get("RANK", "0") != "0":
         yield None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

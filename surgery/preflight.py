@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,19 +87,28 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
     Raises:
         PlanError: with the reason and the remedy.
     """
-    if plan.bare and out.suffix != ".safetensors":
+    check_place(out, plan.sources, bare=plan.bare, force=force)
+
+
+def check_place(out: Path, sources: Iterable[Checkpoint], *, bare: bool, force: bool) -> None:
+    """Refuse an output as `check_output` does, before there is a plan.
+
+    Raises:
+        PlanError: with the reason and the remedy.
+    """
+    if bare and out.suffix != ".safetensors":
         remedy = f"name it {out.name}.safetensors"
         raise PlanError(out, "the output of a bare file is a bare .safetensors file", remedy)
-    if not plan.bare and out.suffix == ".safetensors":
+    if not bare and out.suffix == ".safetensors":
         raise PlanError(out, "the output of a directory is a directory", "drop the suffix")
-    for source in plan.sources:
+    for source in sources:
         _refuse_alias(source, out)
     if not out.parent.is_dir():
         raise PlanError(out, f"its folder {out.parent} does not exist", "create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise cannot_write(out, PermissionError(13, "no permission to write there"))
     if is_occupied(out):
-        _refuse_occupied(out, bare=plan.bare, force=force)
+        _refuse_occupied(out, bare=bare, force=force)
 
 
 def _refuse_occupied(out: Path, *, bare: bool, force: bool) -> None:

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.checkpoint import open_checkpoint
-from surgery.errors import RecipeError
-from surgery.recover.settings import Settings
+from surgery.checkpoint.adapters import CONFIG
+from surgery.errors import CheckpointError, PlanError, RecipeError
+from surgery.preflight import check_place
+from surgery.recover.selected import check_student, trained_layers
+from surgery.recover.settings import NEEDS_TEACHER, Settings
 from surgery.recover.sources import Source
 
 
@@ -43,18 +46,61 @@ class Ask:
         """Where the run keeps its checkpoints and figures."""
         return self.out.with_name(f"{self.out.name}.surgery-run")
 
+    @property
+    def adapter(self) -> Path:
+        """Where LoRA's adapter is kept, if it is."""
+        return self.out.with_name(f"{self.out.name}-adapter")
 
-def check_ask(ask: Ask) -> None:
+
+def check_ask(ask: Ask, *, force: bool = False) -> None:
     """Refuse an ask that cannot be met, before torch is loaded.
 
+    Args:
+        force: a model that stands at the output may be replaced.
+
     Raises:
-        RecipeError: losses and teacher do not fit, or the output stands in the way.
-        CheckpointError: student or teacher cannot be opened.
+        RecipeError: losses and teacher do not fit.
+        CheckpointError: student, teacher or data cannot be opened, or the student not be trained.
+        PlanError: something stands at the output, or it cannot be written.
     """
     _check_teacher(ask)
-    open_checkpoint(ask.student)
+    student = open_checkpoint(ask.student)
+    check_student(student)
+    if ask.settings.train == "new":
+        trained_layers(student)
+    sources = [student]
     if ask.teacher is not None:
-        open_checkpoint(ask.teacher)
+        sources.append(open_checkpoint(ask.teacher))
+    _check_files(ask)
+    check_place(ask.out, sources, bare=False, force=force)
+    _check_adapter(ask)
+
+
+def _check_files(ask: Ask) -> None:
+    """Refuse data that is not there.
+
+    Raises:
+        CheckpointError: the first such file.
+    """
+    named = [source.path for source in (*ask.data, *ask.replay) if source.found_kind != "hub"]
+    for path in map(Path, [*named, *ask.held_out, *([ask.cache] if ask.cache else [])]):
+        if not path.exists():
+            raise CheckpointError(path, "does not exist")
+
+
+def _check_adapter(ask: Ask) -> None:
+    """Refuse to keep an adapter that there is none of, or that cannot lie where it goes.
+
+    Raises:
+        RecipeError, PlanError: either.
+    """
+    if not ask.keep_adapter:
+        return
+    if ask.settings.train != "lora":
+        fact = f"keeps what --train lora makes, and this is --train {ask.settings.train}"
+        raise RecipeError("--keep-adapter", fact, "leave it out")
+    if ask.adapter.exists() and not (ask.adapter / CONFIG).exists():
+        raise PlanError(ask.adapter, "is there, and is no adapter", "move it away")
 
 
 def _check_teacher(ask: Ask) -> None:
@@ -68,8 +114,12 @@ def _check_teacher(ask: Ask) -> None:
         fact = "and --teacher-cache name the teacher twice"
         raise RecipeError("--teacher", fact, "name one of them")
     if ask.settings.needs_teacher and not given:
-        names = ", ".join(name for name in ask.settings.losses if name != "ce")
+        names = ", ".join(name for name in ask.settings.losses if name in NEEDS_TEACHER)
         fact = f"{names} compares with a teacher, and there is none"
         raise RecipeError("--loss", fact, "name the parent with --teacher")
-    if given and not ask.settings.needs_teacher:
+    if ask.settings.select is not None and ask.teacher is None:
+        fact = "compares the student with its parent, and there is none"
+        raise RecipeError(f"--select {ask.settings.select}", fact, "name it with --teacher")
+    asked = ask.settings.needs_teacher or ask.settings.select is not None
+    if given and not asked:
         raise RecipeError("--teacher", "is asked by no loss", "add kl=1 to --loss, or leave it out")

@@ -16,7 +16,7 @@ from surgery.errors import TrainError
 if TYPE_CHECKING:
     import torch
 
-PATIENCE = 600  # seconds that a process waits for the others
+PATIENCE = 3600  # seconds that a process waits for the others: the first one writes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +156,21 @@ def gradient_norm(parameters: "Iterable[torch.nn.Parameter]", world: World) -> f
     import torch
     from torch.distributed.tensor import DTensor
 
-    alone, spread = 0.0, 0.0
+    alone: list[torch.Tensor] = []
+    spread: list[torch.Tensor] = []
     for parameter in parameters:
         gradient: Any = parameter.grad
         if gradient is None:
             continue
-        if isinstance(gradient, DTensor):
-            spread += float(torch.linalg.vector_norm(gradient.to_local(), dtype=torch.float32)) ** 2
-        else:
-            alone += float(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
-    return float((world.total(spread)[0] + alone) ** 0.5)
+        sharded = isinstance(gradient, DTensor)
+        local = gradient.to_local() if sharded else gradient
+        norm = torch.linalg.vector_norm(local, dtype=torch.float32)
+        (spread if sharded else alone).append(norm)
+    return float((world.total(_squared(spread))[0] + _squared(alone)) ** 0.5)
+
+
+def _squared(norms: "list[torch.Tensor]") -> float:
+    """Return the sum of squares, waiting for the device once."""
+    import torch
+
+    return float(torch.stack(norms).double().square().sum()) if norms else 0.0

@@ -3,25 +3,25 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from surgery.calibrate.statistics import identify
+from surgery.disk import io_errors
 from surgery.errors import TrainError
 from surgery.recover.batch import Batch
 from surgery.recover.checkpoints import Checkpoints
 from surgery.recover.distributed import add_up_gradients, gradient_norm
+from surgery.recover.figures import Curve, Figures
 from surgery.recover.guard import Guard
 from surgery.recover.heads import Head, States, states_of
+from surgery.recover.history import History
 from surgery.recover.interrupts import Asked
 from surgery.recover.losses import Objective
-from surgery.recover.meter import Meter, peak_of
 from surgery.recover.optimise import make_optimisers
 from surgery.recover.saved import Saved
-from surgery.recover.schedule import EXTENDABLE, decay_start, rate
-from surgery.recover.session import HELD_OUT_ROWS, Session, computing
+from surgery.recover.schedule import decay_start, rate
+from surgery.recover.selecting import keep_selection
+from surgery.recover.session import HELD_OUT_ROWS, Session, computing, meter_of
 from surgery.recover.state import restore, training_state
 
 if TYPE_CHECKING:
@@ -29,66 +29,56 @@ if TYPE_CHECKING:
 
 Told = Mapping[str, Any]
 Progress = Callable[[Told], None]
+Remark = Callable[[str], None]
 CE = Objective({"ce": 1.0})
-FIGURES = "metrics.jsonl"
-
-
-@dataclass(slots=True)
-class Curve:
-    """What a run has come to.
-
-    Attributes:
-        step: steps taken.
-        tokens: scored tokens trained on.
-        losses: mean loss of every step since the start; resumed runs read theirs from the file.
-        skipped: steps whose loss or gradient was out of bounds.
-        before, after: nats a token of held-out text.
-        stopped: somebody asked the run to save and stop.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    skipped: int = 0
-    before: float | None = None
-    after: float | None = None
-    stopped: bool = False
 
 
 class Loop:
     """One run, from its newest checkpoint to its end."""
 
-    def __init__(self, session: Session, asked: Asked, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        asked: Asked,
+        progress: Progress | None = None,
+        remark: Remark | None = None,
+    ) -> None:
+        """Make what is needed; nothing is written before `run`.
+
+        Raises:
+            RecipeError, TrainError: there is no such optimiser here.
+        """
         self.session, self.asked, self.progress = session, asked, progress
         self.settings, self.world = session.settings, session.world
-        self.optimisers = make_optimisers(session.trainable.groups(self.settings), self.settings)
+        self.optimisers = make_optimisers(
+            session.trainable.groups(self.settings),
+            self.settings,
+            ends=(session.loaded.model.get_input_embeddings().weight, session.head.weight),
+        )
         self.objective = Objective(self.settings.losses, temperature=self.settings.temperature)
         self.guard = Guard(self.settings.spike)
         self.curve = Curve()
-        kept: dict[str, Any] = {"settings": identity(session), "world": self.world}
-        folder = session.ask.folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.settings.keep, **kept)
-        self.stable = Checkpoints(folder / "stable", keep=1, **kept)
-        self.meter = _meter(session)
+        self.history, self.figures = History(session, remark), Figures(session.ask.folder)
+        self.first = self.settings.steps  # that the run was begun with
+        self.meter = meter_of(session)
         self.saved_at = time.monotonic()
 
     def run(self) -> Curve:
         """Train to the last step, or until somebody asks to stop."""
-        with self.checkpoints, self.stable:
+        with self.history:
             self._begin()
-            self.meter.start()
             while self.curve.step < self.settings.steps:
                 if self.curve.step == decay_start(self.settings):
-                    self._save(self.stable)
+                    self._save(self.history.stable)
                 self._note(self._step(self.curve.step))
                 if self.world.agree(wish=bool(self.asked)):
-                    self._save(self.checkpoints)
+                    self._save(self.history.newest)
                     self.curve.stopped = True
                     return self.curve
                 if self._is_due():
-                    self._save(self.checkpoints)
+                    self._save(self.history.newest)
             self.curve.after = self.measure()
-            self._save(self.checkpoints)
+            self._save(self.history.newest)
         return self.curve
 
     def measure(self) -> float | None:
@@ -114,7 +104,8 @@ class Loop:
 
     def _step(self, step: int) -> dict[str, Any]:
         """Take one optimiser step, or skip it where the loss or gradient is out of bounds."""
-        share = rate(self.settings, step)
+        self.meter.start()
+        share = rate(self.settings, step, first=self.first)
         lr = self.optimisers.set_rate(share)
         self.optimisers.zero()
         micros = list(self._micros(step))
@@ -153,6 +144,7 @@ class Loop:
     def _micros(self, step: int) -> Iterator[Batch]:
         """Yield this process's share of the step's rows, as many batches as every other's."""
         size = max(self.settings.micro_tokens // self.settings.context, 1)
+        size = min(size, -(-self.settings.batch_rows // self.world.size))  # work for every process
         first = step * self.settings.batch_rows
         indices = list(range(first, first + self.settings.batch_rows))
         micros = [indices[at : at + size] for at in range(0, len(indices), size)]
@@ -213,11 +205,13 @@ class Loop:
         self.session.trainable.after_step()
 
     def _note(self, told: dict[str, Any]) -> None:
+        every, done = self.settings.eval_steps, self.curve.step
+        if every and done % every == 0 and done < self.settings.steps:
+            told["held_out"] = self.measure()
         self.curve.losses.append(told["loss"])
         if not self.world.is_first:
             return
-        with (self.session.ask.folder / FIGURES).open("a") as file:
-            file.write(json.dumps(told) + "\n")
+        self.figures.add(told)
         if self.progress:
             self.progress({**told, "steps": self.settings.steps})
 
@@ -237,42 +231,45 @@ class Loop:
             self.world,
             curve={**curve, "before": self.curve.before},
             guard=self.guard.state(),
-            plan={"steps": self.settings.steps, "decay": decay_start(self.settings)},
+            plan={
+                "steps": self.settings.steps,
+                "decay": decay_start(self.settings),
+                "first": self.first,
+            },
         )
+        if self.world.is_first:
+            self.figures.sync()
         checkpoints.save(self.curve.step, state, tokens=self.curve.tokens)
         self.saved_at = time.monotonic()
 
     def _begin(self) -> None:
         """Go on where an earlier run has saved, or measure and save the beginning."""
-        found = self._newest() if self.session.ask.resume else None
+        if not self.session.ask.resume:
+            self.history.clear()
+        found = self.history.find()
+        self._tell_ask()
         if found is None:
             self._keep_figures(0)
             self.curve.before = self.measure()
-            self._save(self.checkpoints)
+            self._save(self.history.newest)
             return
         step, saved = found
         self._restore(saved, chance=True)
         self.guard.restore(saved["guard"])
         told = saved["curve"]
+        self.first = saved["plan"]["first"]
         self.curve.step, self.curve.before = step, told["before"]
         self.curve.tokens, self.curve.skipped = told["tokens"], told["skipped"]
         self._keep_figures(step)
 
-    def _newest(self) -> tuple[int, Saved] | None:
-        """Return the newest sound checkpoint; of a longer run, the newest before its decay."""
-        found = self.checkpoints.load_newest()
-        if found is None:
-            return None
-        step, saved = found
-        plan = saved["plan"]
-        if plan["steps"] == self.settings.steps or step <= plan["decay"]:
-            return found
-        earlier = self.stable.load_newest(limit=plan["decay"])
-        if earlier is None:
-            fact = f"has run {step} of {plan['steps']} steps and kept nothing before its decay"
-            remedy = "keep --tokens as it was, or start anew with --fresh"
-            raise TrainError(self.session.ask.folder, fact, remedy)
-        return earlier
+    def _tell_ask(self) -> None:
+        """Keep beside the checkpoints what was asked for and what was chosen."""
+        if not self.world.is_first:
+            return
+        ask, session = self.session.ask, self.session
+        with io_errors(ask.folder):
+            (ask.folder / "settings.json").write_text(json.dumps(self.settings.as_dict(), indent=2))
+            keep_selection(ask, session.selection, session.rows.data.main)
 
     def _restore(self, saved: Saved, *, chance: bool) -> None:
         parameters = self.session.trainable.parameters
@@ -280,7 +277,7 @@ class Loop:
 
     def _roll_back(self) -> None:
         """Go back to the newest good weights and moments; the step and the data go on."""
-        found = self.checkpoints.load_newest()
+        found = self.history.newest.load_newest()
         if found is None:
             raise TrainError("the run", "has to go back, and nothing was saved", "lower --lr")
         self._restore(found[1], chance=False)
@@ -288,50 +285,5 @@ class Loop:
     def _keep_figures(self, steps: int) -> None:
         """Keep the figures of steps that were saved; what came after is done again."""
         if self.world.is_first:
-            self.curve.losses = keep_figures(self.session.ask.folder / FIGURES, steps)
+            self.curve.losses = self.figures.cut(steps)
         self.world.wait()
-
-
-def identity(session: Session) -> dict[str, Any]:
-    """Return what must be the same for a run to go on: a longer stable phase may follow."""
-    told = session.settings.as_dict()
-    left_out = {"save_steps", "save_seconds", "keep", "micro_tokens", "checkpointing", "compile"}
-    if session.settings.schedule in EXTENDABLE:
-        left_out.add("tokens")
-    kept = {name: value for name, value in told.items() if name not in left_out}
-    ask = session.ask
-    return {
-        **kept,
-        "student": identify(session.student),
-        "teacher": ask.teacher or (str(ask.cache) if ask.cache else None),
-        "data": session.rows.digest,
-    }
-
-
-def keep_figures(path: Path, steps: int) -> list[float]:
-    """Cut a file of figures to its first steps; return their losses."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = []
-    for line in lines:
-        with suppress(ValueError):  # the last line may be torn
-            told = json.loads(line)
-            if told["step"] < steps:
-                kept.append((line, float(told["loss"])))
-    path.write_text("".join(f"{line}\n" for line, _ in kept))
-    return [loss for _, loss in kept]
-
-
-def _meter(session: Session) -> Meter:
-    import torch
-
-    device = session.world.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    embedding = session.loaded.model.get_input_embeddings().weight
-    looked_up = 0 if session.head.weight is embedding else embedding.numel()
-    return Meter(
-        parameters=session.loaded.parameters - looked_up,
-        teacher=session.teacher_size,
-        partly=session.settings.train not in {"full", "half"},
-        peak=peak_of(name),
-        devices=session.world.size,
-    )

@@ -36,7 +36,7 @@ class Meter:
     _since: float = field(default_factory=time.perf_counter)
 
     def start(self) -> None:
-        """Begin to count time."""
+        """Begin to count the time of a step."""
         self._since = time.perf_counter()
 
     def add(self, tokens: int) -> dict[str, float]:
@@ -46,14 +46,20 @@ class Meter:
         2 N of a teacher that runs along; attention is left out. `mfu` is that over the peak, and
         `mfu_6n` what it would be if every step counted 6 N, as some tools do.
         """
-        now = time.perf_counter()
-        took, self._since = now - self._since, now
+        took = time.perf_counter() - self._since
         self.tokens += tokens
         self.seconds += took
-        speed = tokens / took if took > 0 else 0.0
+        return {"seconds": took, **self._speed(tokens, took)}
+
+    def mean(self) -> dict[str, float]:
+        """Return the figures of all steps that were counted."""
+        return self._speed(self.tokens, self.seconds)
+
+    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        speed = tokens / seconds if seconds > 0 else 0.0
         done = speed * ((4 if self.partly else 6) * self.parameters + 2 * self.teacher) / 1e12
         six = speed * (6 * self.parameters + 2 * self.teacher) / 1e12
-        told = {"seconds": took, "tokens_per_second": speed, "tflops": done}
+        told = {"tokens_per_second": speed, "tflops": done}
         if self.peak:
             whole = self.peak * self.devices
             told |= {"mfu": done / whole, "mfu_6n": six / whole}

@@ -1,6 +1,6 @@
 """Optimisers: AdamW, Muon for matrices, 8-bit AdamW where a package for it is installed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import RecipeError, TrainError
@@ -41,11 +41,17 @@ class Optimisers:
             part.zero_grad(set_to_none=True)
 
 
-def make_optimisers(groups: Iterable[Mapping[str, Any]], settings: Settings) -> Optimisers:
+def make_optimisers(
+    groups: Iterable[Mapping[str, Any]],
+    settings: Settings,
+    *,
+    ends: "Collection[torch.Tensor]" = (),
+) -> Optimisers:
     """Return the optimiser that the settings ask for.
 
     Args:
         groups: with `params`, `weight_decay` and `share`, the multiplier of the learning rate.
+        ends: the embedding and the head, which Muon is not for.
 
     Raises:
         RecipeError: Muon with parameters that are no matrices only.
@@ -60,7 +66,7 @@ def make_optimisers(groups: Iterable[Mapping[str, Any]], settings: Settings) -> 
     if settings.optimizer == "adamw":
         fused = all(p.is_cuda for group in given for p in group["params"])
         return Optimisers([torch.optim.AdamW(given, fused=fused, **common)], settings.peak)
-    matrices, others = _split(given)
+    matrices, others = _split(given, {id(end) for end in ends})
     if not matrices:
         fact = f"trains matrices, and --train {settings.train} trains none"
         raise RecipeError("--optimizer muon", fact, "take adamw")
@@ -72,11 +78,15 @@ def make_optimisers(groups: Iterable[Mapping[str, Any]], settings: Settings) -> 
     return Optimisers(parts, settings.peak)
 
 
-def _split(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split(
+    groups: list[dict[str, Any]], ends: set[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return groups of hidden matrices, and of everything else."""
     matrices, others = [], []
     for group in groups:
-        two = [p for p in group["params"] if p.dim() == MATRIX]
-        rest = [p for p in group["params"] if p.dim() != MATRIX]
+        two = [p for p in group["params"] if p.dim() == MATRIX and id(p) not in ends]
+        chosen = {id(p) for p in two}
+        rest = [p for p in group["params"] if id(p) not in chosen]
         if two:
             matrices.append({**group, "params": two})
         if rest:

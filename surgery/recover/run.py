@@ -1,23 +1,25 @@
 """A recovery from beginning to end: train, export, write the healed model, check it."""
 
 import gc
-import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import open_checkpoint
+from surgery.disk import io_errors
 from surgery.errors import TrainError
 from surgery.evaluate.load import find_dtype, load, open_source
 from surgery.recover.ask import Ask, check_ask
 from surgery.recover.batch import Batch
 from surgery.recover.data import Rows
 from surgery.recover.distributed import World, joined
+from surgery.recover.figures import Curve, finite
 from surgery.recover.heads import Head, head_of, states_of
-from surgery.recover.interrupts import Asked, listening
-from surgery.recover.loop import CE, Curve, Loop, Progress
+from surgery.recover.interrupts import listening
+from surgery.recover.loop import CE, Loop, Progress, Remark
 from surgery.recover.output import healed, keep_adapter, open_trained
 from surgery.recover.selected import handed_on
 from surgery.recover.session import Session, computing, opened
@@ -36,8 +38,10 @@ class Recovery:
         adapter: LoRA's adapter, where it was kept.
         curve: the run.
         told: what the record holds of it.
+        first: this is the process that writes and tells.
     """
 
+    first: bool
     out: Path | None
     adapter: Path | None
     curve: Curve
@@ -49,6 +53,7 @@ def recover(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    remark: Remark | None = None,
     **limits: Any,  # noqa: ANN401 - those of `run`
 ) -> Recovery:
     """Heal a model: train it on text, alone or with its parent as the teacher.
@@ -58,6 +63,7 @@ def recover(
     Args:
         force: replace a model that stands at the output.
         progress: called with every step's figures.
+        remark: called with what the user should know of checkpoints that are not as they should.
         limits: memory, shard_size, workers of the writing.
 
     Raises:
@@ -65,19 +71,20 @@ def recover(
         TrainError: a model does not load whole, the loss is out of bounds and stays so, or what
             was written does not compute what was trained.
     """
-    check_ask(ask)
-    with joined(ask.device) as world, listening() as asked:
-        done = _train(ask, world, asked, progress)
+    check_ask(ask, force=force)
+    with joined(ask.device) as world:
+        with listening() as asked:  # afterwards signals stop at once: writing can be done again
+            done = _train(ask, world, lambda session: Loop(session, asked, progress, remark))
         gc.collect()  # gloo aborts if a sharded model outlives its processes' group
+        adapter, first = None, world.is_first
         if done.curve.stopped:
-            return Recovery(out=None, adapter=None, curve=done.curve, told=done.told)
-        adapter = None
+            return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
         if world.is_first:
             _write(ask, done.told, force=force, **limits)
             _check_written(ask, world, done)
             adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
         world.wait()
-    return Recovery(out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
+    return Recovery(first=first, out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,22 +98,29 @@ class _Done:
     cost: float
 
 
-def _train(ask: Ask, world: World, asked: Asked, progress: Progress | None) -> _Done:
+def _train(ask: Ask, world: World, make: Callable[[Session], Loop]) -> _Done:
     with opened(ask, world) as session:
-        if world.is_first:
-            ask.folder.mkdir(parents=True, exist_ok=True)
-            (ask.folder / "settings.json").write_text(json.dumps(ask.settings.as_dict()))
-        world.wait()
-        curve = Loop(session, asked, progress).run()
+        loop = make(session)
+        curve = loop.run()
         rows, half, cost = session.rows, session.half_precision, 0.0
         if not curve.stopped:
-            session.trainable.export(ask.folder / "trained", write=world.is_first)
+            _export(session, ask.folder / "trained")
             model = session.loaded.model
             cost = _cost(model, session.head.renewed(model), world, rows, half=half)
-        return _Done(curve=curve, told=_told(session, curve), rows=rows, half=half, cost=cost)
+        return _Done(curve=curve, told=_told(loop), rows=rows, half=half, cost=cost)
 
 
-def _told(session: Session, curve: Curve) -> dict[str, Any]:
+def _export(session: Session, folder: Path) -> None:
+    """Write what was trained in place of what an earlier run has left there."""
+    first = session.world.is_first
+    with io_errors(folder):
+        if first and folder.is_dir():
+            shutil.rmtree(folder)
+        session.trainable.export(folder, write=first)
+
+
+def _told(loop: Loop) -> dict[str, Any]:
+    session, curve = loop.session, loop.curve
     ask = session.ask
     held_out = None
     if curve.before is not None:
@@ -117,19 +131,21 @@ def _told(session: Session, curve: Curve) -> dict[str, Any]:
         "parameters_trained": trainable.count,
         "teacher": ask.teacher or (str(ask.cache) if ask.cache else None),
         "data": session.rows.summary(),
+        "selection": session.selection and session.selection.as_dict(),
         "steps": curve.step,
         "tokens": curve.tokens,
         "steps_skipped": curve.skipped,
         "losses": _thinned(curve.losses),
         "held_out": held_out,
         "processes": session.world.size,
+        "speed": loop.meter.mean(),
     }
 
 
-def _thinned(losses: list[float], most: int = 200) -> list[list[float]]:
-    """Return at most so many [step, loss] of a curve."""
+def _thinned(losses: list[float], most: int = 200) -> list[list[Any]]:
+    """Return at most so many [step, loss] of a curve; None for a loss that is not finite."""
     every = max(-(-len(losses) // most), 1)
-    return [[step, losses[step]] for step in range(0, len(losses), every)]
+    return [[step, finite(losses[step])] for step in range(0, len(losses), every)]
 
 
 def _write(ask: Ask, told: Mapping[str, Any], *, force: bool, **limits: Any) -> None:  # noqa: ANN401

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError
@@ -18,6 +20,9 @@ from surgery.recover.distributed import World, shard
 from surgery.recover.heads import Head, head_of
 from surgery.recover.isolation import keeps_apart
 from surgery.recover.losses import Objective
+from surgery.recover.meter import Meter, peak_of
+from surgery.recover.select import Selection
+from surgery.recover.selecting import select_documents
 from surgery.recover.settings import Settings
 from surgery.recover.trainable import Trainable, make_trainable
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 LOOKING = frozenset({"corda", "eva"})  # starts of LoRA that look at activations
 SAMPLED_ROWS = 8
 HELD_OUT_ROWS = 64  # of held-out text that are measured at both ends
+PAYS = 300  # steps of a run on a GPU that compiling takes less time than it saves
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class Session:
         head: its last linear map.
         layers: its decoder layers.
         rows, held_out: what is trained on, and what is measured.
+        selection: which documents were taken, and why; None for all.
         teacher: gives what the student is compared with; None without one.
         teacher_size: parameters of a teacher that runs along.
         held: parameters whose gradients every process holds.
@@ -52,6 +59,7 @@ class Session:
     trainable: Trainable
     layers: "Sequence[torch.nn.Module]"
     rows: Rows
+    selection: Selection | None
     held_out: Rows | None
     teacher: Any
     teacher_size: int = 0
@@ -101,13 +109,13 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
         half = uses_bfloat16(settings, world)
         dtype: Any = "bfloat16" if half else "float32"
         loaded = load(source, device=world.device, dtype=find_dtype(dtype, world.device))
-        packed = keeps_apart(loaded)
-        rows, held_out = _rows(ask, source, packed=packed)
+        parent = _parent(ask, world, scratch, source)
+        rows, held_out, selection = _rows(ask, world, source, loaded, parent)
         for found in (rows, held_out):
             if found is not None:
                 found.check_fits(loaded.embeddings, ask.student)
         head = head_of(loaded.model)
-        teacher, size = _teacher(ask, world, scratch, loaded, rows=rows, source=source)
+        teacher = _teacher(ask, loaded, parent, rows)
         prefix = anatomy(student).stack.prefix
         layers = list(loaded.model.get_submodule(prefix).children())
         samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
@@ -121,6 +129,8 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
             half_precision=half,
         )
         _save_memory(loaded.model, settings)
+        if compiles(settings, world):
+            _compile(layers)
         yield Session(
             ask=ask,
             world=world,
@@ -130,23 +140,35 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
             trainable=trainable,
             layers=layers,
             rows=rows,
+            selection=selection,
             held_out=held_out,
             teacher=teacher,
-            teacher_size=size,
+            teacher_size=parent.parameters if parent is not None and teacher is not None else 0,
             held=held,
         )
 
 
-def _rows(ask: Ask, source: FoundModel, *, packed: bool) -> tuple[Rows, Rows | None]:
-    """Return what is trained on, and what is measured."""
-    common: dict[str, Any] = {"context": ask.settings.context, "seed": ask.settings.seed}
-
-    def opened(sources: list[Source]) -> Rows:
-        data = read_data(sources, source.tokenizer, mark=source.mark)
-        return Rows.of(data, packed=packed, **common)
-
-    held_out = [Source(path) for path in ask.held_out]
-    return opened(_sources(ask)), opened(held_out) if held_out else None
+def _rows(
+    ask: Ask, world: World, source: FoundModel, loaded: Loaded, parent: Loaded | None
+) -> tuple[Rows, Rows | None, Selection | None]:
+    """Return what is trained on, what is measured, and which documents were chosen."""
+    common: dict[str, Any] = {
+        "context": ask.settings.context,
+        "seed": ask.settings.seed,
+        "packed": keeps_apart(loaded),
+    }
+    data = read_data(_sources(ask), source.tokenizer, mark=source.mark)
+    chosen = None
+    if ask.settings.select is not None and parent is not None:
+        models = {"student": loaded, "parent": parent}
+        chosen = select_documents(ask, world, data.main, tokenizer=source.tokenizer, **models)
+    picks = None if chosen is None else np.array(chosen.documents, dtype=np.int64)
+    rows = Rows.of(data, chosen=picks, **common)
+    if not ask.held_out:
+        return rows, None, chosen
+    apart = [Source(path) for path in ask.held_out]
+    held_out = Rows.of(read_data(apart, source.tokenizer, mark=source.mark), **common)
+    return rows, held_out, chosen
 
 
 def _samples(rows: Rows, loaded: Loaded) -> "list[dict[str, torch.Tensor]]":
@@ -160,25 +182,49 @@ def _sources(ask: Ask) -> list[Source]:
     return [*ask.data, *(replace(source, share=share) for source in ask.replay)]
 
 
-def _teacher(
-    ask: Ask, world: World, scratch: ExitStack, student: Loaded, *, rows: Rows, source: FoundModel
-) -> tuple[Any, int]:
-    from surgery.recover.teacher import CachedTeacher, OnlineTeacher
-
-    if ask.cache is not None:
-        return CachedTeacher(ask.cache, rows, student=student), 0
+def _parent(ask: Ask, world: World, scratch: ExitStack, source: FoundModel) -> Loaded | None:
+    """Load the teacher that runs along, or that documents are chosen by."""
     if ask.teacher is None:
-        return None, 0
+        return None
     parent = open_source(ask.teacher, scratch)
     odd = difference_between(parent.tokenizer, source.tokenizer, ())
     if odd is not None:
-        raise RecipeError(
-            f"--teacher {ask.teacher}", odd, "a teacher needs the student's tokenizer"
-        )
+        remedy = "a teacher needs the student's tokenizer"
+        raise RecipeError(f"--teacher {ask.teacher}", odd, remedy)
+    if parent.limit is not None and ask.settings.context > parent.limit:
+        fact = f"is more than {parent.ref} reads, {parent.limit} tokens"
+        raise RecipeError(f"--context {ask.settings.context}", fact, f"give {parent.limit} or less")
     dtype: Any = "bfloat16" if uses_bfloat16(ask.settings, world) else "float32"
-    loaded = load(parent, device=world.device, dtype=find_dtype(dtype, world.device))
+    return load(parent, device=world.device, dtype=find_dtype(dtype, world.device))
+
+
+def _teacher(ask: Ask, student: Loaded, parent: Loaded | None, rows: Rows) -> Any:  # noqa: ANN401
+    """Return what the losses ask, or None where none of them asks anything."""
+    from surgery.recover.teacher import CachedTeacher, OnlineTeacher
+
+    if ask.cache is not None:
+        return CachedTeacher(ask.cache, rows, student=student)
+    if parent is None or not ask.settings.needs_teacher:
+        return None
     layers = any(name.startswith("hidden") for name in ask.settings.losses)
-    return OnlineTeacher(loaded, student=student, layers=layers), loaded.parameters
+    return OnlineTeacher(parent, student=student, layers=layers)
+
+
+def compiles(settings: Settings, world: World) -> bool:
+    """Return whether layers are compiled: as asked, or in long runs on a GPU."""
+    if settings.compile is not None:
+        return settings.compile
+    return world.device.type == "cuda" and settings.steps >= PAYS
+
+
+def _compile(layers: "Sequence[torch.nn.Module]") -> None:
+    """Compile each decoder layer where it is: names and parameters stay as they are."""
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
+    for layer in layers:
+        layer.compile()
 
 
 def _to_masters(trainable: Trainable, settings: Settings) -> None:
@@ -197,3 +243,20 @@ def _save_memory(model: Any, settings: Settings) -> None:  # noqa: ANN401 - a tr
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+
+
+def meter_of(session: Session) -> Meter:
+    """Return what counts the run's tokens, time and operations."""
+    import torch
+
+    device = session.world.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    embedding = session.loaded.model.get_input_embeddings().weight
+    looked_up = 0 if session.head.weight is embedding else embedding.numel()
+    return Meter(
+        parameters=session.loaded.parameters - looked_up,
+        teacher=session.teacher_size,
+        partly=session.settings.train not in {"full", "half"},
+        peak=peak_of(name),
+        devices=session.world.size,
+    )

@@ -11,6 +11,7 @@ Train = Literal["lora", "full", "norms", "new", "half"]
 Schedule = Literal["wsd", "cosine", "linear", "constant", "infinite", "rex", "power"]
 Optimizer = Literal["adamw", "muon", "adamw8bit"]
 Precision = Literal["float32", "bfloat16"]
+Selecting = Literal["paser"]
 LOSSES = ("ce", "kl", "rkl", "jsd", "tvd", "hidden_mse", "hidden_cos", "early_exit")
 EARLY_EXIT = 0.1  # of every loop but the last (arXiv 2410.20672)
 NEEDS_TEACHER = frozenset(LOSSES) - {"ce", "early_exit"}
@@ -30,7 +31,7 @@ class Settings:
         include, exclude: parts of module names that LoRA takes or leaves.
         losses: weight by name; {"kl": 1} with a teacher, {"ce": 1} without, by default.
         temperature: of teacher and student in losses on logits.
-        tokens: how many to train on, padding not counted as any.
+        tokens: how many to train on, in whole rows and steps.
         context: tokens of a row.
         batch_tokens: tokens of an optimiser step, over all processes.
         micro_tokens: tokens fed at once by a process.
@@ -42,11 +43,12 @@ class Settings:
         seed: of the order, initialisations, halves.
         precision: what is computed in; masters and moments are float32.
         checkpointing: recompute layers in the backward pass.
-        compile: None decides by the length of the run.
+        compile: compile the decoder layers one by one; None does so in long runs on a GPU.
+        select, select_share: which share of the documents is taken, and how; all by default.
         save_steps, save_seconds: how often to save; 0 never by that measure.
         keep: checkpoints kept.
         eval_steps: steps between measurements on held-out text; 0 only at both ends.
-        spike: a step whose loss is above this times the running mean is skipped; 0 never.
+        spike: a step whose loss is above this times the running mean is skipped; 0 for none.
     """
 
     train: Train = "lora"
@@ -75,6 +77,8 @@ class Settings:
     precision: Precision | None = None
     checkpointing: bool = False
     compile: bool | None = None
+    select: Selecting | None = None
+    select_share: float = 0.2
     save_steps: int = 0
     save_seconds: float = 600.0
     keep: int = 2
@@ -146,6 +150,16 @@ class Settings:
         if self.warmup + self.decay > 1:
             fact = f"together with --decay {self.decay:g} is above 1"
             raise RecipeError(f"--warmup {self.warmup:g}", fact, "they are shares of the steps")
+        if not 0 < self.select_share <= 1:
+            fact = f"{self.select_share:g} of the documents is outside 0 to 1"
+            raise RecipeError("--select-share", fact, "for instance 0.2")
+        for name in ("save_steps", "save_seconds", "eval_steps"):
+            if not getattr(self, name) >= 0:
+                option = f"--{name.replace('_', '-')} {getattr(self, name):g}"
+                raise RecipeError(option, "is below 0")
+        if self.spike and not 1 < self.spike < math.inf:
+            fact = "would skip steps that are not above the mean"
+            raise RecipeError(f"--spike {self.spike:g}", fact, "give more than 1, or 0 for none")
         for name in ("lr", "temperature", "clip"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
