@@ -1,4 +1,4 @@
-"""Whether a checkpoint of a run is as it was written; one that is not is set aside, never removed."""
+"""Whether a checkpoint is as it was written; one that is not is set aside, never removed."""
 
 import os
 from collections.abc import Mapping
