@@ -164,19 +164,6 @@ class Checkpoints:
 
         agreed(self.world, act)
 
-    def clear(self) -> None:
-        """Remove all checkpoints, for a run that starts anew; damaged ones stay.
-
-        Raises:
-            PlanError, CheckpointError: another run has the folder, or it cannot be read.
-        """
-
-        def act() -> None:
-            self._lock.take()
-            self._remove(self._steps())
-
-        agreed(self.world, act)
-
     def _load(self, find: Callable[[], str | None]) -> tuple[int, Saved] | None:
         def act() -> str | None:
             self._lock.take()

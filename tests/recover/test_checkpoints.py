@@ -217,7 +217,7 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
 
 def test_a_run_that_starts_anew_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
     with save(tmp_path, 3, 6) as checkpoints:
-        checkpoints.clear()
+        checkpoints.forget(after=-1)
         checkpoints.save(0, STATE)
         found = checkpoints.load_newest()
         assert found
