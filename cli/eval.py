@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import render
-from surgery.errors import PlanError, VerificationError
+from cli.saving import check_file, save_json
+from surgery.errors import VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -116,8 +116,8 @@ def command(
     """
     from surgery.evaluate import evaluate
 
-    named, more = _sorted_out(models)
-    _check_output(output, force=force)
+    named, more = models_and_texts(models)
+    check_file(output, force=force)
     with _progress() as progress:
         found = evaluate(
             named,
@@ -140,7 +140,7 @@ def command(
             progress=progress,
         )
     if output is not None:
-        _save(found, output)
+        save_json(found.to_dict(), output)
     if as_json:
         render.print_json(found.to_dict())
     else:
@@ -150,29 +150,6 @@ def command(
     _check_gates(found)
 
 
-def _check_output(output: Path | None, *, force: bool) -> None:
-    if output is None:
-        return
-    if output.is_dir() or not output.parent.is_dir():
-        raise PlanError(
-            output, "is not a place for a file", "name a file in a folder that is there"
-        )
-    if output.exists() and not force:
-        raise PlanError(output, "already exists", "name another file, or add --force")
-
-
-def _save(found: Evaluation, output: Path) -> None:
-    """Write the whole file beside its place, and move it there."""
-    part = output.with_name(f".{output.name}.part")
-    try:
-        part.write_text(json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
-        part.replace(output)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reason = (error.strerror or "cannot be written").lower()
-        raise PlanError(output, reason, "save it elsewhere") from error
-
-
 def _check_gates(found: Evaluation) -> None:
     """Tell which gates fail; the result has been printed by then."""
     failed = [each.sentence for each in found.gates if not each.holds]
@@ -180,7 +157,7 @@ def _check_gates(found: Evaluation) -> None:
         raise VerificationError("--gate", "; ".join(failed))
 
 
-def _sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def models_and_texts(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into models and texts: a shell expands `--text *.md` to one and arguments."""
     paths = [(argument, Path(argument)) for argument in arguments]
     texts = [a for a, path in paths if path.is_file() and path.suffix.lower() not in _WEIGHTS]
