@@ -55,6 +55,7 @@ COMMANDS = {
     "teacher": ("teacher", HEAL, "Keep a teacher's answers on disk for recoveries."),
     "eval": ("eval", MEASURE, "Measure bits per byte, and how far a model is from its parent."),
     "report": ("report_page", MEASURE, "Show evaluations, recoveries and lineage on one page."),
+    "ablate": ("ablate", MEASURE, "Measure every average of parts that were trained apart."),
     "reproduce": ("reproduce", MEASURE, "Make a checkpoint again from its record, and compare."),
     "demo": ("demo", MEASURE, "Take a complete tour on small trained models."),
 }
