@@ -74,7 +74,11 @@ def evaluate(
         step = max(1, length // 2) if stride is None else stride
         check_windows(length, step)
         place = find_device(device)
-        windows = {"context": length, "stride": step, "batch_tokens": batch_tokens}
+        windows: dict[str, Any] = {
+            "context": length,
+            "stride": step,
+            "batch_tokens": batch_tokens,
+        }
         settings = Settings(
             **windows,
             device=place,
