@@ -120,7 +120,7 @@ def ablate(
         TrainError: a model cannot be loaded whole, cannot be scored, or is of another build.
 
     Source: "Scalable Data Ablation Approximations for Language Models through Modular Training
-    and Merging", arXiv 2410.15661, section 2: averages stand in for models trained on the union
+    and Merging", arXiv 2410.15661: averages stand in for models trained on the union
     of their parts' data.
     """
     chosen = wanted_sizes(len(models), sizes, against=against)

@@ -88,7 +88,8 @@ def test_a_refusal_costs_no_torch(models) -> None:
 
 def test_a_pipeline_does_not_measure_a_soup(models, texts, tmp_path, capsys) -> None:
     file = tmp_path / "pipeline.yml"
-    step = {"soup": {"models": [models["uni"], models["arith"]], "greedy": True, "text": texts}}
+    step = {"command": "soup", "models": [models["uni"], models["arith"]]}
+    step |= {"greedy": True, "text": texts}
     file.write_text(json.dumps({"steps": {"best": step}}))
     assert main(["run", str(file), "-o", str(tmp_path / "out")]) == Exit.USAGE
     assert "run it before" in capsys.readouterr().err
