@@ -49,7 +49,7 @@ def report_page(collected: Collected) -> str:
     made = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return made.get_template(TEMPLATE).render(
+    page = made.get_template(TEMPLATE).render(
         title="Report",
         names=_names(collected),
         sections=shown,
@@ -58,6 +58,7 @@ def report_page(collected: Collected) -> str:
         safe=Markup,
         version=tool_version(),
     )
+    return page.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character
 
 
 def _names(collected: Collected) -> list[str]:

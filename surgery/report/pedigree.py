@@ -13,7 +13,8 @@ from surgery.report.lineage import Ancestor, Lineage
 from surgery.report.measured import labelled, short
 
 LONG = 24  # members of a list in a recipe; of longer ones the first are shown
-ROW, COLUMN = 64, 1.0
+DEEP = 20  # levels of a recipe; the first are shown
+ROW = 64  # pixels between models of a generation
 ABOUT = (
     "From left to right; a dotted line leads from a teacher to what learnt its answers. Inputs "
     "are followed as far as they still lie where they were."
@@ -133,12 +134,14 @@ def _recipe(model: Ancestor) -> str:
     return json.dumps(_plain(told), indent=2, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever JSON holds
     if isinstance(value, str):
         return named(value)
+    if isinstance(value, dict | list) and depth == DEEP:
+        return "..."
     if isinstance(value, dict):
-        return {named(key): _plain(each) for key, each in value.items()}
+        return {named(key): _plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list):
         more = [f"and {len(value) - LONG} more"] if len(value) > LONG else []
-        return [_plain(each) for each in value[:LONG]] + more
+        return [_plain(each, depth + 1) for each in value[:LONG]] + more
     return value
