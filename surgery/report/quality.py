@@ -81,7 +81,8 @@ def _matrix(run: Run, pairs: Sequence[Pair], place: int) -> Chart:
     found = {(p.child, p.parent): _difference(_compared(p, place)) for p in pairs}
     grid = [[found.get((child, parent)) for parent in parents] for child in children]
     values = [[_coloured(cell) for cell in row] for row in grid]
-    reach = max((abs(v) for row in values for v in row if v is not None), default=0) or 1e-3
+    changes = [cell.number("bits_per_byte") or 0.0 for row in grid for cell in row if cell]
+    reach = max(map(abs, changes), default=0) or 1e-3
     figure = go.Figure(
         go.Heatmap(
             z=values,

@@ -68,7 +68,8 @@ def _errors(values: Sequence[float | None], scores: Sequence[Fields | None]) -> 
     """Return error bars where there are intervals."""
     reach = [_reach(value, score) for value, score in zip(values, scores, strict=True)]
     above, below = [up for _, up in reach], [down for down, _ in reach]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    # Without caps nothing is drawn where there is no interval.
+    return {"symmetric": False, "array": above, "arrayminus": below, "width": 0}
 
 
 def _reach(value: float | None, score: Fields | None) -> tuple[float | None, float | None]:
