@@ -44,7 +44,7 @@ COMMANDS = {
     "align": ("align", SHAPE, "Move a model's units to where a like model has its own."),
     "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
     "merge": ("merge", COMBINE, "Merge models by any of the methods."),
-    "soup": ("soup", COMBINE, "Average models, each with the same weight."),
+    "soup": ("soup", COMBINE, "Average models, all of them or chosen greedily."),
     "transfer": ("transfer", COMBINE, "Move what fine-tuning changed onto another base."),
     "lora": ("lora", COMBINE, "Fuse LoRA adapters, extract one from a model, merge several."),
     "emr": ("emr", COMBINE, "Keep many models as one, with a mask of bits for each task."),
