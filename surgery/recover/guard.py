@@ -73,6 +73,11 @@ class Guard:
         self._losses.clear()
         return "roll back"
 
+    @property
+    def doubts(self) -> bool:
+        """Whether the latest step was not taken: the weights may be off already."""
+        return self._in_row > 0
+
     def state(self) -> dict[str, Any]:
         """Return what is remembered, for JSON, which keeps every bit of a float."""
         return {

@@ -72,7 +72,8 @@ class Loop:
                     self._save(self.history.stable)
                 self._note(self._step(self.curve.step))
                 if self.world.agree(wish=bool(self.asked)):
-                    self._save(self.history.newest)
+                    if not self.guard.doubts:
+                        self._save(self.history.newest)
                     self.curve.stopped = True
                     return self.curve
                 if self._is_due():
@@ -216,7 +217,12 @@ class Loop:
             self.progress({**told, "steps": self.settings.steps})
 
     def _is_due(self) -> bool:
-        """Whether to save now; all processes go by the first one's clock."""
+        """Whether to save now; all processes go by the first one's clock.
+
+        While steps are being skipped nothing is saved: a run goes back to what was saved last.
+        """
+        if self.guard.doubts:
+            return False
         every = self.settings.save_steps
         if every and self.curve.step % every == 0:
             return True

@@ -241,7 +241,12 @@ def _to_masters(trainable: Trainable, settings: Settings) -> None:
 
 def _save_memory(model: Any, settings: Settings) -> None:  # noqa: ANN401 - a transformers model
     if settings.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            fact = f"is not possible with {type(model).__name__}"
+            raise RecipeError("--checkpointing", fact, "leave it out")
+        # Newer versions of transformers have another name for it.
+        older = model.gradient_checkpointing_enable
+        getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
     model.train()
 
 
