@@ -7,7 +7,6 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.adapters import CONFIG
 from surgery.errors import CheckpointError, PlanError, RecipeError
 from surgery.preflight import check_place
-from surgery.recover.selected import check_student, trained_layers
 from surgery.recover.settings import NEEDS_TEACHER, Settings
 from surgery.recover.sources import Source
 
@@ -63,6 +62,8 @@ def check_ask(ask: Ask, *, force: bool = False) -> None:
         CheckpointError: student, teacher or data cannot be opened, or the student not be trained.
         PlanError: something stands at the output, or it cannot be written.
     """
+    from surgery.recover.selected import check_student, trained_layers  # with numpy
+
     _check_teacher(ask)
     student = open_checkpoint(ask.student)
     check_student(student)
