@@ -187,10 +187,13 @@ def _say(text: str, code: int) -> int:
 
 
 def entry() -> NoReturn:
-    """Run as a program: daemon threads of an interrupted run must not delay the end."""
+    """Run as a program: what threads of an interrupted run, or of gloo, still do must not matter.
+
+    Under torchrun, gloo's threads abort the process now and then while Python ends.
+    """
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == Exit.INTERRUPTED:
+    if code == Exit.INTERRUPTED or os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(code)
     sys.exit(code)
