@@ -123,7 +123,8 @@ def shard(
     for layer in layers:
         own = {p for p in layer.parameters() if p in apart}
         inside |= {id(p) for p in layer.parameters() if p not in apart}
-        fully_shard(layer, mp_policy=policy, ignored_params=own)
+        # By itself each layer is a root, which would stay whole after its forward pass.
+        fully_shard(layer, mp_policy=policy, ignored_params=own, reshard_after_forward=True)
     return [p for p in chosen if id(p) not in inside]
 
 

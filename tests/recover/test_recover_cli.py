@@ -42,7 +42,12 @@ def test_each_mode_heals_and_loads_whole(mode, student, tmp_path, capsys) -> Non
 
 @pytest.mark.parametrize(
     "loss",
-    ["ce=1", "kl=1", "rkl=1", "jsd=1", "tvd=1", "kl=1,hidden_mse=0.1", "kl=0.5,ce=0.5,hidden-cos"],
+    [
+        *("ce=1", "kl=1"),
+        *(pytest.param(f"{loss}=1", marks=pytest.mark.slow) for loss in ("rkl", "jsd", "tvd")),
+        "kl=1,hidden_mse=0.1",
+        "kl=0.5,ce=0.5,hidden-cos",
+    ],
 )
 def test_each_loss_falls(loss, student, tmp_path, capsys) -> None:
     out = tmp_path / "out"
@@ -61,13 +66,13 @@ def test_each_loss_falls(loss, student, tmp_path, capsys) -> None:
     ("name", "options"),
     [
         ("tied", {}),
-        ("tied", {"train": "full"}),
+        pytest.param("tied", {"train": "full"}, marks=pytest.mark.slow),
         ("tied", {"loss": "ce=1,early_exit"}),
         ("relaxed", {}),
         ("sparse", {}),
         ("sparse", {"train": "full"}),
         ("upcycled", {}),
-        ("upcycled", {"train": "full"}),
+        pytest.param("upcycled", {"train": "full"}, marks=pytest.mark.slow),
         ("expanded", {"train": "new"}),
     ],
 )
