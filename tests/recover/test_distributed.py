@@ -39,8 +39,8 @@ def trained_by_two(student: Path, out: Path, *, code: int = 0, **options) -> Non
     in_two(TESTS / "training.py", student, out, json.dumps(options), code=code)
 
 
-def close(one: list[float], other: list[float]) -> bool:
-    return len(one) == len(other) and float(np.abs(np.subtract(one, other)).max()) < 1e-5
+def close(one: list[float], other: list[float], within: float = 1e-5) -> bool:
+    return len(one) == len(other) and float(np.abs(np.subtract(one, other)).max()) < within
 
 
 MODES = [
@@ -59,7 +59,9 @@ def test_two_processes_have_the_losses_of_one(mode, options, student, tmp_path) 
     one, two = tmp_path / "one", tmp_path / "two"
     recovered(student("pruned"), one, train=mode, **options)
     trained_by_two(student("pruned"), two, train=mode, **options)
-    assert close(losses(two), losses(one))
+    # Muon's iteration is in bfloat16, which tells the last bits of gradients from each other.
+    within = 1e-3 if options.get("optimizer") == "muon" else 1e-5
+    assert close(losses(two), losses(one), within)
     old, new = tensors(one), tensors(two)
     assert all(float((old[n].float() - new[n].float()).abs().max()) < 0.01 for n in old)
 
