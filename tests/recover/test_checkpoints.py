@@ -345,6 +345,7 @@ class TestMisfits:
             training_state(parameters, [strange], ALONE)
 
 
+@pytest.mark.slow
 def test_runs_killed_anywhere_go_on_with_the_same_series(
     tmp_path: Path, whole: list[list[Any]]
 ) -> None:

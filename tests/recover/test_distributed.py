@@ -15,6 +15,8 @@ from cli.main import main
 from healing import LOADING, load, tensors
 from recovering import BASE, TEXT, losses, recovered, words
 
+pytestmark = pytest.mark.slow  # processes that start torch anew, each for seconds
+
 TESTS = Path(__file__).parent
 RUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0")
 

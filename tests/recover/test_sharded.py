@@ -20,6 +20,8 @@ from surgery.recover import sharded
 from surgery.recover.checkpoints import Checkpoints
 from surgery.recover.distributed import World
 
+pytestmark = pytest.mark.slow  # processes that start torch anew, each for seconds
+
 ALONE = World(0, 1, torch.device("cpu"))
 TABLES = ("weights", "optimizer")
 

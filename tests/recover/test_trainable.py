@@ -193,6 +193,7 @@ def test_masked_factors_give_the_sum_that_they_say(structure, tmp_path) -> None:
     assert float((logits(plain) - logits(trainable.model)).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_two_processes_export_what_one_does(mode, structure, tmp_path) -> None:
     plan = sparsify(open_checkpoint(structure("llama")), method="magnitude", sparsity="0.5")
