@@ -8,7 +8,8 @@ from growth.factor.form import KINDS, Form, Method, form_of
 from growth.linears import Linear
 from growth.recurse.factor import METHODS as SVDS
 from growth.recurse.factor import Svd
-from surgery.anatomy import HEADED, RECURSIVE, Anatomy
+from growth.stock import check_stock
+from surgery.anatomy import RECURSIVE, Anatomy
 from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanError, RecipeError
 
@@ -96,16 +97,7 @@ def check_model(base: Checkpoint) -> None:
     if config.get("model_type") == RECURSIVE:
         fact = "is recursive, so that its layers share their maps"
         raise PlanError(base.ref, fact, "write it out first: surgery recurse materialize")
-    named = [str(name) for name in config.get("architectures") or ()]
-    if config.get("is_encoder_decoder") or (named and not named[0].endswith(HEADED)):
-        told = f" ({named[0]})" if named else ""
-        raise PlanError(base.ref, f"is no causal language model{told}", "name a decoder")
-    if config.get("quantization_config"):
-        remedy = "factor the model it was quantised from"
-        raise PlanError(base.ref, "is quantised, and factors would not be", remedy)
-    if config.get("auto_map"):
-        fact = "has code of its own, which the factored model cannot build on"
-        raise PlanError(base.ref, fact, "use an architecture that transformers knows")
+    check_stock(base, verb="factor", result="factored", quantised="and factors would not be")
 
 
 def check_maps(base: Checkpoint, parts: Anatomy, linears: Sequence[Linear]) -> None:

@@ -18,12 +18,8 @@ from growth.linears import Linear
 from growth.recurse.factor import scratch as svd_scratch
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.compute import torch_dtype
-from surgery.engine import Engine
-from surgery.errors import PlanError
-from surgery.lora.spectra import Spectra
+from surgery.lora.spectra import measured
 from surgery.plan import Step, Tell, TensorSpec
-from surgery.preflight import computing_workers
-from surgery.slices import Sources
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,15 +133,7 @@ def energy_forms(
     """
     assert ask.energy is not None  # noqa: S101 - asked for
     steps = [_spectrum(x, most[x.module], ask, grams.get(x.module)) for x in chosen]
-    need = max(step.whole_bytes for step in steps)
-    if need > limits["memory"]:
-        fact = f"needs {need / (1 << 20):.0f} MiB for its largest matrix, over the budget"
-        raise PlanError("--energy", fact, f"allow it with --memory {need / (1 << 20) + 1:.0f}M")
-    spectra = Spectra()
-    with Sources(sources) as opened:
-        engine = Engine(steps, opened, spectra, memory=limits["memory"])
-        engine.run(limits["workers"] or computing_workers(), limits["progress"])
-        opened.check_unchanged()
+    spectra = measured(steps, sources, "--energy", limits)
     found = {}
     for name, form in most.items():
         wanted = smallest(spectra.numbers(name).tolist(), ask.energy)

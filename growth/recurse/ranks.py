@@ -8,13 +8,9 @@ from growth.recurse.factor import Svd, gram_matrix, scratch
 from growth.recurse.formats import Ranks, module_of
 from growth.recurse.survey import WEIGHT, Looped
 from surgery.checkpoint import BITS
-from surgery.engine import Engine
-from surgery.errors import PlanError
-from surgery.lora.spectra import Spectra
+from surgery.lora.spectra import Spectra, measured
 from surgery.pipeline import is_ahead
 from surgery.plan import Step, TensorSpec
-from surgery.preflight import computing_workers
-from surgery.slices import Sources
 
 
 def dense_rank(shape: tuple[int, int]) -> int:
@@ -67,15 +63,7 @@ def energy_ranks(
         module_of(looped, block, rest, whole=True, fold=fold) for block, rest in looped.modules()
     ]
     steps = [_spectra(m, n, how) for n, m in enumerate(modules)]
-    need = max(step.whole_bytes for step in steps)
-    if need > limits["memory"]:
-        fact = f"needs {need / (1 << 20):.0f} MiB for its largest matrix, over the budget"
-        raise PlanError("--energy", fact, f"allow it with --memory {need / (1 << 20) + 1:.0f}M")
-    spectra = Spectra()
-    with Sources((looped.base,)) as opened:
-        engine = Engine(steps, opened, spectra, memory=limits["memory"])
-        engine.run(limits["workers"] or computing_workers(), limits["progress"])
-        opened.check_unchanged()
+    spectra = measured(steps, (looped.base,), "--energy", limits)
     return _smallest_ranks(modules, most, energy, spectra)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from growth.depth import SCALABLE
 from growth.recurse.loops import Init, Loops, Scheme, lay_loops
-from surgery.anatomy import HEADED, RECURSIVE, Anatomy, anatomy
+from growth.stock import check_stock
+from surgery.anatomy import RECURSIVE, Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
 from surgery.layers.kinds import check_kinds
@@ -121,16 +122,7 @@ def _check_model(base: Checkpoint) -> None:
     if config.get("model_type") == RECURSIVE:
         remedy = "write it out first: surgery recurse materialize"
         raise PlanError(base.ref, "is recursive already", remedy)
-    named = [str(name) for name in config.get("architectures") or ()]
-    if config.get("is_encoder_decoder") or (named and not named[0].endswith(HEADED)):
-        told = f" ({named[0]})" if named else ""
-        raise PlanError(base.ref, f"is no causal language model{told}", "name a decoder")
-    if config.get("quantization_config"):
-        remedy = "recurse the model it was quantised from"
-        raise PlanError(base.ref, "is quantised, so its layers have no mean", remedy)
-    if config.get("auto_map"):
-        fact = "has code of its own, which the recursive model cannot build on"
-        raise PlanError(base.ref, fact, "use an architecture that transformers knows")
+    check_stock(base, verb="recurse", result="recursive", quantised="so its layers have no mean")
 
 
 def _check_parts(base: Checkpoint, parts: Anatomy, *, factors: bool) -> None:

@@ -60,15 +60,7 @@ def energy_ranks(
         PlanError: a module does not fit into the memory.
     """
     steps = [_spectrum(target, most[target.module], method, seed) for target in targets]
-    need = max(step.whole_bytes for step in steps)
-    if need > limits["memory"]:
-        fact = f"needs {need / (1 << 20):.0f} MiB for its largest matrix, over the budget"
-        raise PlanError("lora extract", fact, f"allow it with --memory {need / (1 << 20) + 1:.0f}M")
-    spectra = Spectra()
-    with Sources(sources) as opened:
-        engine = Engine(steps, opened, spectra, memory=limits["memory"])
-        engine.run(limits["workers"] or computing_workers(), limits["progress"])
-        opened.check_unchanged()
+    spectra = measured(steps, sources, "lora extract", limits)
     ranks, short = {}, []
     for target in targets:
         whole, *squares = spectra.numbers(target.module).tolist()
@@ -79,6 +71,30 @@ def energy_ranks(
         return ranks, ()
     told = f"{len(short)} modules keep less than the energy asked for at the highest rank"
     return ranks, (f"{told}: {short[0]}; a higher --rank allows more",)
+
+
+def measured(
+    steps: Sequence[Step], sources: Sequence[Checkpoint], place: str, limits: Mapping[str, Any]
+) -> Spectra:
+    """Run steps for the figures they give alone.
+
+    Args:
+        place: what to call the asker when a matrix does not fit.
+        limits: `memory`, `workers` and `progress`.
+
+    Raises:
+        PlanError: a matrix does not fit into the memory.
+    """
+    need = max(step.whole_bytes for step in steps)
+    if need > limits["memory"]:
+        fact = f"needs {need / (1 << 20):.0f} MiB for its largest matrix, over the budget"
+        raise PlanError(place, fact, f"allow it with --memory {need / (1 << 20) + 1:.0f}M")
+    spectra = Spectra()
+    with Sources(sources) as opened:
+        engine = Engine(steps, opened, spectra, memory=limits["memory"])
+        engine.run(limits["workers"] or computing_workers(), limits["progress"])
+        opened.check_unchanged()
+    return spectra
 
 
 def _smallest(squares: Sequence[float], wanted: float) -> int:

@@ -110,7 +110,7 @@ def write_tensors(
     if file:
         file.write(make_header(specs, {})[0])
     for _, tensor in ordered:
-        whole = _gathered(tensor)
+        whole = gathered(tensor)
         if file:
             file.write(_bytes_of(whole))
         del whole  # before the next one is gathered
@@ -170,7 +170,8 @@ def agreed(world: World, act: Callable[[], T]) -> T:
     return found
 
 
-def _gathered(tensor: "torch.Tensor") -> "torch.Tensor":
+def gathered(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return a whole tensor; every process takes part where it is sharded."""
     from torch.distributed.tensor import DTensor
 
     value = tensor.detach()

@@ -1,12 +1,12 @@
 """A safetensors file, written one tensor after the other."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.plan import TensorSpec
+from surgery.shards import make_header
 
 if TYPE_CHECKING:
     import torch
@@ -40,23 +40,14 @@ def write_tensors(
         specs: of all tensors, in the order of the file; what is not given stays zero.
         tensors: in any order, cast to what `specs` says.
     """
-    starts, at = {}, 0
-    for name, spec in specs.items():
-        starts[name] = at
-        at += spec.nbytes
-    told = {
-        name: {"dtype": spec.dtype, "shape": list(spec.shape),
-               "data_offsets": [starts[name], starts[name] + spec.nbytes]}
-        for name, spec in specs.items()
-    }  # fmt: skip
-    header = json.dumps(told).encode()
-    header += b" " * (-len(header) % 8)
+    header, places = make_header(specs, {})
+    size = len(header) + sum(spec.nbytes for spec in specs.values())
     partial = path.with_name(f"{path.name}.part")
     with partial.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + at)
+        file.write(header)
+        file.truncate(size)
         for name, tensor in tensors:
-            file.seek(8 + len(header) + starts[name])
+            file.seek(places[name])
             _put(file.write, tensor, specs[name])
         file.flush()
         os.fsync(file.fileno())

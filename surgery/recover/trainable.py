@@ -23,6 +23,7 @@ from surgery.recover.selected import (
     select,
 )
 from surgery.recover.settings import Settings
+from surgery.recover.sharded import gathered
 from surgery.recover.targets import has_linears
 from surgery.recover.tensor_file import code_of, specs_of, write_tensors
 
@@ -91,7 +92,7 @@ class Trainable:
         if write:
             folder.mkdir(parents=True, exist_ok=True)
         if self.lora is not None:
-            tensors = adapter_tensors(self.model, self.lora, self._whole(), _gathered)
+            tensors = adapter_tensors(self.model, self.lora, self._whole(), gathered)
             if write:
                 write_config(folder, adapter_config(self.lora, self.student, self.whole))
                 write_tensors(folder / WEIGHTS, specs_of(tensors), tensors.items())
@@ -115,7 +116,7 @@ class Trainable:
 
     def _stored(self, bundle: Bundle) -> "Iterator[tuple[str, torch.Tensor]]":
         found = self._plain()
-        whole = {name: _gathered(found[name]).detach() for name in bundle.memory}
+        whole = {name: gathered(found[name]) for name in bundle.memory}
         yield from stored_as(self.model, bundle, whole)
 
     def _told(self, bundle: Bundle) -> Iterator[tuple[str, TensorSpec]]:
@@ -213,10 +214,3 @@ def _shape(parameter: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return torch.empty(parameter.shape, device="meta")
-
-
-def _gathered(parameter: "torch.Tensor") -> "torch.Tensor":
-    """Return a whole tensor; every process takes part where it is sharded."""
-    from torch.distributed.tensor import DTensor
-
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -163,7 +163,7 @@ def test_one_tensor_is_gathered_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         alive.append(weakref.ref(whole))
         return whole
 
-    monkeypatch.setattr(sharded, "_gathered", gathered)
+    monkeypatch.setattr(sharded, "gathered", gathered)
     tensors = {str(number): torch.ones(4) for number in range(5)}
     sharded.write_tensors(tmp_path / "x.safetensors", tensors, ALONE)
     assert len(alive) == 5
