@@ -10,6 +10,7 @@ import typer
 
 from cli import render
 from cli.writing import parse_size
+from surgery.checkpoint import open_checkpoint
 from surgery.errors import Exit, RecipeError
 from surgery.recover.ask import Ask, check_ask
 from surgery.recover.settings import (
@@ -20,6 +21,7 @@ from surgery.recover.settings import (
     Selecting,
     Settings,
     Train,
+    default_context,
     parse_losses,
 )
 from surgery.recover.sources import Source
@@ -81,7 +83,10 @@ def command(
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of losses on logits.")] = 1.0,
     tokens: Annotated[str, typer.Option(help="To train on, such as 10M.")] = "10M",
-    context: Annotated[int, typer.Option(help="Tokens of a row.")] = 2048,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a row.  [default: what the model takes, up to 2048]"),
+    ] = None,
     batch_tokens: Annotated[
         int, typer.Option(help="Tokens of a step, over all processes.")
     ] = 65536,
@@ -157,6 +162,8 @@ def command(
     Example: surgery recover pruned --teacher base --data text.jsonl --tokens 2M -o healed
     """
     has_teacher = teacher is not None or teacher_cache is not None
+    if context is None:
+        context = default_context(open_checkpoint(student).config)
     settings = Settings(
         train=train,
         rank=rank,

@@ -36,7 +36,10 @@ def cache_command(
     ] = None,
     replay: Annotated[float, typer.Option(help="Its share of rows from the replay.")] = 0.05,
     top_k: Annotated[int, typer.Option(help="Tokens to keep; the rest is one number.")] = 64,
-    context: Annotated[int, typer.Option(help="Its tokens of a row.")] = 2048,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Its tokens of a row.  [default: what the model takes, up to 2048]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Its seed, which packs the rows.")] = 0,
     batch_tokens: Annotated[int, typer.Option(help="Tokens fed at once.")] = 8192,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -53,9 +56,13 @@ def cache_command(
     --seed; with other ones the file is refused. Divergences over the kept tokens and one outcome
     for all the rest are lower bounds of the whole ones.
     """
+    from surgery.checkpoint import open_checkpoint
+    from surgery.recover.settings import default_context
     from surgery.recover.sources import Source
     from surgery.recover.teacher import cache_teacher
 
+    if context is None:
+        context = default_context(open_checkpoint(teacher).config)
     sources = [Source(path) for path in data]
     sources += [Source(path, share=replay) for path in replay_data or ()]
     with render.progress(f"cache {output.name}", counted=True) as progress:

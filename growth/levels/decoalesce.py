@@ -45,6 +45,9 @@ def decoalesce(
     _check_family(small, like, parts, large)
     layers = _layers(like, parts, large, layer_pairs)
     doubler = _Doubler(small, like, pairs) if _is_wider(small, like, parts) else None
+    if doubler is None and large.layers == parts.layers:
+        fact = f"has the sizes of {small.ref} already, so nothing would change"
+        raise RecipeError(f"--like {like.ref}", fact, "name the model that was coalesced")
     named = list(names_of(like, large, _own(large)))
     return check_plan(
         Plan(

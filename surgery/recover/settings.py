@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from surgery.anatomy import TEXT_SECTIONS
 from surgery.errors import RecipeError
 
 Train = Literal["lora", "full", "norms", "new", "half"]
@@ -13,6 +14,7 @@ Optimizer = Literal["adamw", "muon", "adamw8bit"]
 Precision = Literal["float32", "bfloat16"]
 Selecting = Literal["paser"]
 LOSSES = ("ce", "kl", "rkl", "jsd", "tvd", "hidden_mse", "hidden_cos", "early_exit")
+LONGEST = 2048  # tokens of a row by default
 EARLY_EXIT = 0.1  # of every loop but the last (arXiv 2410.20672)
 NEEDS_TEACHER = frozenset(LOSSES) - {"ce", "early_exit"}
 # Full fine-tuning at 2e-5; LoRA takes ten times that ("LoRA Without Regret"), norms are few.
@@ -174,6 +176,14 @@ class Settings:
                 raise RecipeError(f"--loss {name}={weight:g}", "needs a weight of zero or more")
         if not any(self.losses.values()):
             raise RecipeError("--loss", "names no loss", "for instance kl=1 or ce=1")
+
+
+def default_context(config: Mapping[str, Any] | None) -> int:
+    """Return the tokens of a row where nobody says: what the model reads, at most 2048."""
+    table = config or {}
+    told = next((table[key] for key in TEXT_SECTIONS if isinstance(table.get(key), dict)), table)
+    limit = told.get("max_position_embeddings")
+    return min(limit, LONGEST) if type(limit) is int and limit > 0 else LONGEST
 
 
 def parse_losses(text: str) -> dict[str, float]:

@@ -297,3 +297,8 @@ def test_records_are_reproduced(tmp_path, capsys):
         ["reproduce", str(tmp_path / "i")],
     ):
         assert main(words) == 0, capsys.readouterr().err
+
+
+def test_a_model_is_not_given_the_sizes_that_it_has(opened):
+    with pytest.raises(RecipeError, match="nothing would change"):
+        decoalesce(opened("llama"), opened("llama"))

@@ -14,7 +14,7 @@ from surgery.errors import RecipeError, TrainError
 from surgery.recover.meter import Meter, peak_of
 from surgery.recover.optimise import make_optimisers
 from surgery.recover.schedule import decay_start, rate
-from surgery.recover.settings import Settings, parse_losses
+from surgery.recover.settings import Settings, default_context, parse_losses
 
 STEPS, WARM, LAST = 200, 10, 160  # of a run with 5% of warmup and a decay over the last 20%
 
@@ -156,3 +156,17 @@ def test_settings_survive_json() -> None:
 def test_steps_are_whole() -> None:
     settings = Settings(tokens=1000, context=64, batch_tokens=300)
     assert (settings.batch_rows, settings.steps) == (4, math.ceil(1000 / 256))
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (None, 2048),
+        ({"max_position_embeddings": 128}, 128),
+        ({"max_position_embeddings": 131072}, 2048),
+        ({"text_config": {"max_position_embeddings": 512}}, 512),
+        ({"max_position_embeddings": "many"}, 2048),
+    ],
+)
+def test_rows_are_as_long_as_the_model_reads_by_default(config, tokens):
+    assert default_context(config) == tokens
