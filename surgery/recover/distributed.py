@@ -5,6 +5,7 @@ parameters train (LoRA, norms), those are held by every process beside the shard
 What is held by all gets its gradients summed here.
 """
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ def joined(device: str) -> "Iterator[World]":
     try:
         yield World(rank, size, place)
     finally:
+        gc.collect()  # gloo aborts if a sharded model outlives its processes' group
         distributed.destroy_process_group()
 
 

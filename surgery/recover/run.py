@@ -75,7 +75,7 @@ def recover(
     with joined(ask.device) as world:
         with listening() as asked:  # afterwards signals stop at once: writing can be done again
             done = _train(ask, world, lambda session: Loop(session, asked, progress, remark))
-        gc.collect()  # gloo aborts if a sharded model outlives its processes' group
+        gc.collect()  # what trained makes room for what is written and loaded again
         adapter, first = None, world.is_first
         if done.curve.stopped:
             return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
