@@ -1,0 +1,1 @@
+"""Softmax attention to linear attention."""
