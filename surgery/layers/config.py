@@ -12,7 +12,14 @@ from typing import Any
 
 from surgery.anatomy import LAYER_KEYS, Anatomy, dig, predictors
 from surgery.errors import PlanError
-from surgery.layers.keys import COUNTS, MAYBE_PER_LAYER, NOT_LAYERS, NUMBERS, PER_LAYER
+from surgery.layers.keys import (
+    COUNTS,
+    LINEAR_LAYERS,
+    MAYBE_PER_LAYER,
+    NOT_LAYERS,
+    NUMBERS,
+    PER_LAYER,
+)
 from surgery.layers.names import rename_modules
 from surgery.layers.refusals import refuse_first, refuse_place, refuse_unknown
 from surgery.layers.rules import RULES, Config, Rule
@@ -48,13 +55,20 @@ def remap_config(config: Config, anatomy: Anatomy, sources: Sequence[int]) -> Co
         _remap_rule(rule, text, old, sources, anatomy.layers)
     refuse_place(config, text, old, sources)
     rename_modules(new, anatomy, sources)
+    if isinstance(new.get(LINEAR_LAYERS), list):
+        new[LINEAR_LAYERS] = _moved(LINEAR_LAYERS, new[LINEAR_LAYERS], sources, anatomy.layers)
     return new
 
 
 def text_config(config: Config, anatomy: Anatomy) -> Config:
-    """Return the part of a config that describes the stack, with its model_type."""
+    """Return the part of a config that describes the stack, with its model_type.
+
+    A class of ours tells beside it which stock architecture that is, and which layers are linear.
+    """
     old = dict(dig(config, anatomy.section))
-    old.setdefault("model_type", config.get("model_type"))
+    old.setdefault("model_type", config.get("base_model_type") or config.get("model_type"))
+    if isinstance(config.get(LINEAR_LAYERS), list):
+        old[LINEAR_LAYERS] = config[LINEAR_LAYERS]
     return old
 
 

@@ -16,8 +16,10 @@ MAYBE_PER_LAYER = {
     "partial_rotary_factors", "qk_rope_head_dim", "rope_theta", "swiglu_limits",
     "swiglu_limits_shared",
 }  # fmt: skip
+LINEAR_LAYERS = "linear_layers"  # of a linearized model of ours, beside the text's section
 # Lists that hold layer numbers.
 NUMBERS = {
+    LINEAR_LAYERS,
     "mlp_only_layers", "moe_layers", "cross_attention_layers", "attn_layer_indices",
     "full_attn_idxs", "global_attention_layers", "sliding_window_layers", "rope_scaling_layers",
     "local_layer_ids",

@@ -10,6 +10,7 @@ from surgery.layers.families import (
     FIRST_IS_OWN,
     FULL,
     LAYER_TYPES,
+    LINEAR,
     NO_ROPE,
     PERIODS,
     SLIDING,
@@ -17,7 +18,7 @@ from surgery.layers.families import (
     Late,
     family_of,
 )
-from surgery.layers.keys import OVERRIDDEN
+from surgery.layers.keys import LINEAR_LAYERS, OVERRIDDEN
 
 Config = dict[str, Any]
 
@@ -240,8 +241,13 @@ RULES = (
 def told_layers(config: Mapping[str, Any], anatomy: Anatomy) -> list[str] | None:
     """Return the kind of each layer where the config tells it, for display."""
     text = dict(dig(config, anatomy.section))
-    text.setdefault("model_type", config.get("model_type"))
+    text.setdefault("model_type", config.get("base_model_type") or config.get("model_type"))
     listed = text.get("layer_types")
-    if isinstance(listed, list):
-        return [str(kind) for kind in listed]
-    return _layer_types(text, anatomy.layers)
+    kinds = listed if isinstance(listed, list) else _layer_types(text, anatomy.layers)
+    linear = config.get(LINEAR_LAYERS)
+    if isinstance(linear, list):
+        kinds = [
+            LINEAR if n in linear else kind
+            for n, kind in enumerate(kinds or [FULL] * anatomy.layers)
+        ]
+    return None if kinds is None else [str(kind) for kind in kinds]

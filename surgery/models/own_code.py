@@ -10,10 +10,12 @@ from typing import Any
 from surgery.errors import CheckpointError
 
 FORMAT = re.compile(rb"^FORMAT = (\d+)", re.MULTILINE)
+IMPORT = re.compile(rb"^from \.(\w+) import", re.MULTILINE)
 # model_type: the module, and its classes of config and model.
 CLASSES = {
     "recursive": ("modeling_recursive", "RecursiveConfig", "RecursiveForCausalLM"),
     "factored": ("modeling_factored", "FactoredConfig", "FactoredForCausalLM"),
+    "linearized": ("modeling_linearized", "LinearizedConfig", "LinearizedForCausalLM"),
 }
 
 
@@ -22,27 +24,42 @@ def is_own(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in CLASSES
 
 
+def code_files(module: str) -> dict[str, bytes]:
+    """Return the installed files of a model class by name: its own, and those that it imports."""
+    found, wanted = dict[str, bytes](), [module]
+    while wanted:
+        name = f"{wanted.pop()}.py"
+        if name not in found:
+            found[name] = (files("surgery.models") / name).read_bytes()
+            wanted += [part.decode() for part in IMPORT.findall(found[name])]
+    return dict(sorted(found.items()))
+
+
 def own_classes(root: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the classes of config and model that a checkpoint of ours is for.
 
-    The file beside the weights is not run. It has to be of the installed one's format, so that
-    what is looked at here is what it computes elsewhere; that its bytes are those that were
+    The files beside the weights are not run. They have to be of the installed ones' formats, so
+    that what is looked at here is what they compute elsewhere; that their bytes are those that were
     written is for the record to tell.
 
     Raises:
-        CheckpointError: the file is missing, or of another format.
+        CheckpointError: a file is missing, or of another format.
     """
     module, *names = CLASSES[str(config["model_type"])]
-    place, own = root / f"{module}.py", files("surgery.models") / f"{module}.py"
-    if not place.is_file():
-        remedy = "copy the checkpoint again"
-        raise CheckpointError(place, "is missing, and the config asks for it", remedy)
-    if _format(place.read_bytes()) != _format(own.read_bytes()):
-        fact = "is not of the installed version's format, and code of a checkpoint is not run"
-        raise CheckpointError(place, fact, "use the version in surgery.json, or make it again")
+    for name, own in code_files(module).items():
+        _check_file(root / name, own)
     found = import_module(f"surgery.models.{module}")
     first, second = (getattr(found, name) for name in names)
     return first, second
+
+
+def _check_file(place: Path, own: bytes) -> None:
+    if not place.is_file():
+        remedy = "copy the checkpoint again"
+        raise CheckpointError(place, "is missing, and the config asks for it", remedy)
+    if _format(place.read_bytes()) != _format(own):
+        fact = "is not of the installed version's format, and code of a checkpoint is not run"
+        raise CheckpointError(place, fact, "use the version in surgery.json, or make it again")
 
 
 def _format(source: bytes) -> bytes | None:

@@ -62,13 +62,13 @@ def check_ask(ask: Ask, *, force: bool = False) -> None:
         CheckpointError: student, teacher or data cannot be opened, or the student not be trained.
         PlanError: something stands at the output, or it cannot be written.
     """
-    from surgery.recover.selected import check_student, trained_layers  # with numpy
+    from surgery.recover.selected import check_student, recorded  # with numpy
 
     _check_teacher(ask)
     student = open_checkpoint(ask.student)
     check_student(student)
     if ask.settings.train == "new":
-        trained_layers(student)
+        recorded(student)
     sources = [student]
     if ask.teacher is not None:
         sources.append(open_checkpoint(ask.teacher))

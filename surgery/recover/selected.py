@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -10,14 +12,18 @@ from surgery.anatomy import OTHER_TOWERS, PARTS
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, RecipeError
 from surgery.provenance import read_record
-from surgery.recover.names import layer_of, names_of
+from surgery.recover.names import disk_names, layer_of, names_of
 from surgery.recover.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 MATRIX = 2  # axes
-HANDED_ON = ("masked", "sparsity", "trainable_layers")
+HANDED_ON = (
+    *("masked", "sparsity", "trainable_layers", "trainable_parameters"),
+    *("linear_layers", "state_bytes", "kv_bytes_per_token", "break_even"),
+)
 ATTENTION, FEED_FORWARD, NORMS = "attention", "feed-forward", "norms"
 
 
@@ -28,24 +34,46 @@ def handed_on(student: Checkpoint) -> dict[str, Any]:
     return {key: told[key] for key in HANDED_ON if key in told}
 
 
-def trained_layers(student: Checkpoint) -> frozenset[int]:
-    """Return the layers that the operation which made the student recorded as new.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the operation that made a student recorded as new.
+
+    Attributes:
+        layers: numbers of layers, of all that is in them.
+        patterns: of the names on disk of parameters.
+    """
+
+    layers: frozenset[int]
+    patterns: tuple[str, ...]
+
+
+def recorded(student: Checkpoint) -> Recorded:
+    """Return what the operation that made the student recorded as new.
 
     Raises:
-        RecipeError: it recorded none.
+        RecipeError: it recorded nothing.
     """
-    told = handed_on(student).get("trainable_layers")
-    if not isinstance(told, list) or not told or any(type(n) is not int for n in told):
-        fact = f"trains the layers that expand, stack or lesa recorded, and {student.ref} has none"
+    told = handed_on(student)
+    layers = _listed(told.get("trainable_layers"), int)
+    patterns = _listed(told.get("trainable_parameters"), str)
+    if not layers and not patterns:
+        makers = "expand, stack, lesa or linearize"
+        fact = f"trains the parts that {makers} recorded as new, and {student.ref} has none"
         raise RecipeError("--train new", fact, "take lora, full, norms or half")
-    return frozenset(told)
+    return Recorded(frozenset(layers), tuple(patterns))
+
+
+def _listed(told: object, kind: type[T]) -> list[T]:
+    """Return a list of one type; nothing for anything else."""
+    sound = isinstance(told, list) and all(type(entry) is kind for entry in told)
+    return list(told) if isinstance(told, list) and sound else []
 
 
 def select(model: "torch.nn.Module", student: Checkpoint, settings: Settings) -> frozenset[str]:
     """Return the first names of the model's own parameters that train.
 
-    Towers for images and sound never do: no text reaches them. With LoRA these are norms, and
-    low-rank factors that a model of ours has of its own.
+    Towers for images and sound never do: no text reaches them. With LoRA these are norms, and what
+    a model of ours has of its own: low-rank factors, and mixers of linear layers.
 
     Raises:
         RecipeError: `new` without recorded layers, or layers of other numbers.
@@ -59,14 +87,14 @@ def select(model: "torch.nn.Module", student: Checkpoint, settings: Settings) ->
         case "full":
             chosen = set(own)
         case "new":
-            chosen = _inside(own, trained_layers(student), model)
+            chosen = _new(own, recorded(student), model, student)
         case "half":
             chosen = half(own, dict(model.named_parameters()), settings.seed)
         case "norms":
             biases = {name for name in own if name.endswith("bias")}
             chosen = biases | (norms_of(model) & set(own))
         case "lora":
-            chosen = (norms_of(model) | _factors_of(model)) & set(own)
+            chosen = (norms_of(model) | _extras_of(model)) & set(own)
     if not chosen and settings.train != "lora":
         fact = f"trains nothing: {student.ref} has no parameters of that kind"
         raise RecipeError(f"--train {settings.train}", fact, "take lora or full")
@@ -84,15 +112,37 @@ def norms_of(model: "torch.nn.Module") -> set[str]:
     }
 
 
-def _factors_of(model: "torch.nn.Module") -> set[str]:
-    """Return low-rank factors that lie in the model: they are what LoRA would add to them."""
-    return {
+def _extras_of(model: "torch.nn.Module") -> set[str]:
+    """Return what no LoRA can stand for: factors that lie in the model, and mixers."""
+    mixers = {
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if "Mixer" in {kind.__name__ for kind in type(module).__mro__}
+        for leaf, _ in module.named_parameters()
+    }
+    return mixers | {
         f"{name}.{leaf}"
         for name, module in model.named_modules()
         if {"Factor", "FactoredLinear"} & {kind.__name__ for kind in type(module).__mro__}
         for leaf, _ in module.named_parameters(recurse=False)
         if leaf != "bias"
     }
+
+
+def _new(
+    own: Sequence[str], found: Recorded, model: "torch.nn.Module", student: Checkpoint
+) -> set[str]:
+    chosen = _inside(own, found.layers, model) if found.layers else set()
+    if not found.patterns:
+        return chosen
+    disk = disk_names(model, student)
+    for pattern in found.patterns:
+        fitting = {n for n in own if any(fnmatchcase(other, pattern) for other in disk[n])}
+        if not fitting:
+            fact = f"finds {pattern} in the record, and the student has no such parameter"
+            raise RecipeError("--train new", fact, "take full, or restore surgery.json")
+        chosen |= fitting
+    return chosen
 
 
 def _inside(own: Sequence[str], layers: frozenset[int], model: "torch.nn.Module") -> set[str]:
