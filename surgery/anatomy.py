@@ -24,6 +24,7 @@ PART_ORDER = (
 )
 # The first match decides; names are those inside a layer.
 PARTS = (
+    ("attention", re.compile(r"(^|\.)self_attn\.mixer\.")),  # its gates are no routers
     ("experts", re.compile(r"(^|\.)experts?(\.|_|$)|shared_expert")),
     ("router", re.compile(r"(^|\.)(router|gate|gate_inp)(\.|$)")),
     ("norms", re.compile(r"norm|(^|\.)ln_?[0-9f]?(\.|$)|layernorm", re.IGNORECASE)),

@@ -10,7 +10,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import PlanError
 from surgery.layers.families import SLIDING
 from surgery.layers.rules import RULES, told_layers
-from surgery.linearize.methods import Sizes
+from surgery.linearize.parameters import Sizes
 
 # Architectures whose attention the model class was checked with.
 FAMILIES = (

@@ -16,7 +16,8 @@ from surgery.linearize.config import (
 )
 from surgery.linearize.initial import start_step
 from surgery.linearize.keep import Keep, kept_layers
-from surgery.linearize.methods import Method, Spec, check_options, full_spec, method_of
+from surgery.linearize.methods import Method, check_options, full_spec, method_of
+from surgery.linearize.parameters import Spec
 from surgery.linearize.telling import facts, notes
 from surgery.plan import Plan, Step, TensorSpec, check_plan
 

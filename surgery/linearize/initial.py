@@ -10,7 +10,7 @@ from surgery.plan import Step, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["constant", "identity", "normal"]
+Kind = Literal["constant", "identity", "last", "normal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Start:
     """What a parameter is at first.
 
     Attributes:
-        kind: `constant`; `identity`, ones on the diagonal of each matrix; `normal`, drawn.
+        kind: `constant`; `identity`, ones on the diagonal of each matrix; `last`, ones in the last
+            column; `normal`, drawn.
         value: the constant, or the deviation.
     """
 
@@ -31,7 +32,8 @@ class Start:
         return self.kind == "normal"
 
 
-ZERO, IDENTITY = Start("constant"), Start("identity")
+ZERO, ONE = Start("constant"), Start("constant", 1.0)
+IDENTITY, LAST = Start("identity"), Start("last")
 
 
 def constant(value: float) -> Start:
@@ -55,6 +57,10 @@ def first_value(start: Start, shape: tuple[int, ...], *, seed: str) -> "Tensor":
     match start.kind:
         case "identity":
             return torch.eye(*shape[-2:], dtype=torch.float64).expand(shape).contiguous()
+        case "last":
+            found = torch.zeros(shape, dtype=torch.float64)
+            found[..., -1] = 1.0
+            return found
         case "normal":
             numbers = hashlib.sha256(seed.encode()).digest()[:8]
             generator = torch.Generator().manual_seed(int.from_bytes(numbers, "little") >> 1)

@@ -1,56 +1,29 @@
 """What stands for softmax attention: methods by name, their options and parameters (no torch)."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from surgery.errors import RecipeError
-from surgery.linearize.initial import IDENTITY, ZERO, Start, constant
+from surgery.linearize.parameters import (
+    Kept,
+    New,
+    Sizes,
+    Spec,
+    gated_delta,
+    gla,
+    lizard,
+    lolcats,
+    maps,
+    nothing,
+    square,
+    square_and_taps,
+    sums_and_window,
+    t2r,
+)
 
-Spec = Mapping[str, Any]
 OPTIONS = ("window", "sinks", "feature_dim", "feature_map")
-FLOAT = 4  # bytes of a number of the state
-INT = 8  # bytes of the number of a document
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """Of an attention layer: width of its input, heads, heads of keys and values, their width."""
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class New:
-    """A parameter that softmax attention does not have: its shape and how it begins."""
-
-    shape: tuple[int, ...]
-    start: Start
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a layer keeps of a text, however long, for a row.
-
-    Attributes:
-        sums: numbers in float32.
-        tokens: keys and values of so many tokens, in the dtype of the model.
-        whole: int64 numbers: of documents, of places.
-    """
-
-    sums: int = 0
-    tokens: int = 0
-    whole: int = 0
-
-    def nbytes(self, sizes: Sizes, width: int) -> int:
-        """Bytes a row; `width` are those of a number of the model."""
-        cached = 2 * self.tokens * sizes.kv_heads * sizes.head_dim * width
-        return FLOAT * self.sums + cached + INT * self.whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,47 +59,7 @@ class Method:
         return tuple(name for name in OPTIONS if name in (*self.defaults, *choice))
 
 
-def _maps(spec: Spec, sizes: Sizes) -> dict[str, New]:
-    shape = (sizes.heads, sizes.head_dim, spec["feature_dim"])
-    return {name: New(shape, IDENTITY) for name in ("query_map", "key_map")}
-
-
-def _lolcats(spec: Spec, sizes: Sizes) -> dict[str, New]:
-    return {**_maps(spec, sizes), "window_factors": New((sizes.heads,), constant(LOGIT))}
-
-
-def _t2r(spec: Spec, sizes: Sizes) -> dict[str, New]:
-    bias = New((sizes.heads, 1, spec["feature_dim"]), ZERO)
-    return {**_maps(spec, sizes), "query_bias": bias, "key_bias": bias}
-
-
-def _none(spec: Spec, sizes: Sizes) -> dict[str, New]:  # noqa: ARG001
-    return {}
-
-
-def _lizard(spec: Spec, sizes: Sizes) -> dict[str, New]:
-    gate = {"gate.weight": New((1, sizes.hidden), ZERO), "gate.bias": New((1,), constant(3.0))}
-    more = {
-        "alpha": New((1,), constant(1.0)),
-        "sink_logits": New((sizes.heads, spec["sinks"]), ZERO),
-    }
-    return {**_maps(spec, sizes), **gate, **more}
-
-
-def _linear(maps: int) -> Callable[[Spec, Sizes], Kept]:
-    """Sums over all tokens before, with a column for the normaliser, for each query head."""
-
-    def kept(spec: Spec, sizes: Sizes) -> Kept:
-        features = maps * spec["feature_dim"]
-        sums = sizes.heads * features * (sizes.head_dim + 1)
-        tokens = spec["window"] - 1 if spec["window"] else 0
-        return Kept(sums=sums, tokens=tokens)
-
-    return kept
-
-
-LOGIT = math.log(0.1 / 0.9)  # sigmoid gives 0.1
-
+TRAINED = ("q_proj", "k_proj", "v_proj", "o_proj")
 WIDTH = 64  # of features and windows in LoLCATs
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -136,39 +69,39 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 name="lolcats",
                 defaults={"window": WIDTH, "feature_dim": lambda d: min(WIDTH, d)},
                 maps=("softmax", "exp"),
-                new=_lolcats,
-                kept=_linear(2),
+                new=lolcats,
+                kept=sums_and_window(2),
                 source="arXiv 2410.10254, section 3; lolcats@375df84",
             ),
             Method(
                 name="hedgehog",
                 defaults={"feature_dim": lambda d: min(WIDTH, d)},
                 maps=("exp", "softmax"),
-                new=_maps,
-                kept=_linear(2),
+                new=maps,
+                kept=sums_and_window(2),
                 source="arXiv 2402.04347, section 4",
             ),
             Method(
                 name="t2r",
                 defaults={"feature_dim": lambda d: d},
                 maps=("relu",),
-                new=_t2r,
-                kept=_linear(1),
+                new=t2r,
+                kept=sums_and_window(1),
                 source="arXiv 2103.13076, section 2",
             ),
             Method(
                 name="liger",
                 defaults={"window": WIDTH},
-                new=_none,
-                kept=_linear(1),
+                new=nothing,
+                kept=sums_and_window(1),
                 source="arXiv 2503.01496, section 3",
             ),
             Method(
                 name="lizard",
                 defaults={"window": 128, "sinks": 4, "feature_dim": lambda d: d // 2},
                 maps=("softmax", "exp"),
-                new=_lizard,
-                kept=_linear(2),
+                new=lizard,
+                kept=sums_and_window(2),
                 rope=False,
                 source="arXiv 2507.09025, sections 3 and 4",
             ),
@@ -176,14 +109,32 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 name="based",
                 defaults={"window": WIDTH, "feature_dim": lambda d: min(16, d)},
                 maps=("taylor",),
-                new=_maps,
-                kept=_linear(1),
+                new=maps,
+                kept=sums_and_window(1),
                 source="arXiv 2402.18668, section 4",
+            ),
+            Method(
+                name="gla",
+                defaults={},
+                new=gla,
+                kept=square,
+                projections=TRAINED,
+                rope=False,
+                source="arXiv 2312.06635, section 4.3",
+            ),
+            Method(
+                name="gated-delta",
+                defaults={},
+                new=gated_delta,
+                kept=square_and_taps,
+                projections=TRAINED,
+                rope=False,
+                source="arXiv 2412.06464, section 3.4",
             ),
             Method(
                 name="swa-sink",
                 defaults={"window": WIDTH, "sinks": 4},
-                new=_none,
+                new=nothing,
                 kept=lambda spec, _: Kept(tokens=spec["window"]),
                 source="arXiv 2608.28444; sinks of arXiv 2309.17453",
             ),

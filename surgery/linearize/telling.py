@@ -6,7 +6,8 @@ from typing import Any
 
 from surgery.checkpoint import BITS
 from surgery.linearize.attention import MIXER, Attention
-from surgery.linearize.methods import Method, Spec
+from surgery.linearize.methods import Method
+from surgery.linearize.parameters import Spec
 
 BYTE = 8  # bits
 
