@@ -125,7 +125,7 @@ def _normed(layer: Any, x: Tensor, name: str) -> Tensor:  # noqa: ANN401
     width = layer.mixer.shape.head_dim
     projected: Tensor = getattr(layer, f"{name}_proj")(x)
     norm = getattr(layer, f"{name}_norm", None)
-    if norm is None:
+    if norm is None or not layer.mixer.normed:
         return _heads(projected, width)
     if norm.weight.numel() == width:
         return cast("Tensor", norm(_heads(projected, width)))

@@ -5,7 +5,7 @@ Axis letters: b rows, h KV heads, r query heads a KV head, t tokens, d head widt
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class Seen:
 
     Attributes:
         x: [b, t, hidden], what the projections are applied to.
-        q: [b, h, r, t, d], queries as softmax attention has them, norms included, before RoPE.
+        q: [b, h, r, t, d], queries before RoPE, with the norms of softmax attention unless the
+            mixer asks for none.
         k, v: [b, h, 1, t, d], keys (before RoPE) and values.
         q_rope, k_rope: queries and keys after RoPE.
         docs: int64 [b, t], number of each token's document, -1 for padding; None: one document.
@@ -91,7 +92,12 @@ class Mixer(nn.Module):
     Args:
         spec: the section `mixer` of the configuration.
         shape: of the layer.
+
+    Attributes:
+        normed: whether queries and keys come with the norms that softmax attention has for them.
     """
+
+    normed: ClassVar[bool] = True
 
     def __init__(self, spec: Mapping[str, Any], shape: Shape) -> None:
         super().__init__()
