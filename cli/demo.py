@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ PROMPT = "for key, value in items:\n    if key"
 NEW_TOKENS = 32
 RANKS = ("4", "16", "64")
 BLIND = ("1", "3")
+LIBRARY = ("argparse", "subprocess", "tarfile")  # modules; the texts to measure on are from others
+HEALING = ("--train", "full", "--lr", "1e-3", "--tokens", "50K", "--batch-tokens", "2048")
 
 
 def command(
@@ -37,6 +40,7 @@ def command(
     _grow(tour, output)
     _merge(tour, output)
     _reshape(tour, output)
+    _heal(tour, output)
     tour.close(output)
 
 
@@ -98,6 +102,17 @@ def _reshape(tour: "_Tour", output: Path) -> None:
     tour.run("widen", base, "--factor", "2", "-o", wide, "--force")
     tour.say("The more rank, the less is lost; the layer that was chosen costs least.")
     tour.run("eval", base, tied, *relaxed, chosen, *blind, wide, "--text", text)
+
+
+def _heal(tour: "_Tour", output: Path) -> None:
+    base, pruned, healed = (output / name for name in ("base", "base-pruned", "base-healed"))
+    library = Path(sysconfig.get_path("stdlib"))
+    data = [word for name in LIBRARY for word in ("--data", library / f"{name}.py")]
+    tour.say("Heal the model that lost a layer: for some seconds its parent teaches it.")
+    ask = ("--teacher", base, *data, *HEALING)
+    tour.run("recover", pruned, *ask, "-o", healed, "--force", "--fresh")
+    tour.say("The parent, the model without the layer, and the same model healed.")
+    tour.run("eval", base, pruned, healed, "--text", output / "mix.jsonl")
 
 
 def _prepare(output: Path) -> None:
