@@ -9,7 +9,7 @@ from benchmarks.effects import BASE, FIXTURES
 
 CONTEXT, ROWS = 128, 16
 STEP = CONTEXT * ROWS  # tokens
-GROWN_STEPS, HEALED_STEPS = 150, 64
+GROWN_STEPS, HEALED_STEPS = 150, 48
 GROWN_RATES, HEALED_RATES = (1e-3, 2e-3, 4e-3), (3e-4, 1e-3, 3e-3)
 MULTIPLES = (1, 5, 25, 125)  # of a mode's default
 GROWN: Mapping[str, Any] = {
