@@ -24,6 +24,7 @@ class Batch:
             lets none look into another.
         targets: [n], the next token, or -100 where nothing is predicted.
         tokens: how many are predicted.
+        fills: [b], tokens of each row before its padding.
     """
 
     indices: tuple[int, ...]
@@ -31,6 +32,7 @@ class Batch:
     positions: "torch.Tensor"
     targets: "torch.Tensor"
     tokens: int
+    fills: "torch.Tensor"
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class Batch:
             torch.from_numpy(np.stack([row.positions for row in found])).to(device),
             torch.from_numpy(targets).to(device),
             int((targets != IGNORED).sum()),
+            torch.tensor([row.fill for row in found], device=device),
         )
 
     def inputs(self, model: "torch.nn.Module") -> "dict[str, torch.Tensor]":

@@ -10,10 +10,6 @@ from surgery.recover.saved import Saved
 from surgery.recover.schedule import EXTENDABLE, decay_start
 from surgery.recover.session import Session
 
-# What may change while a run stands still: none of it changes what is computed.
-FREE = {
-    "save_steps", "save_seconds", "keep", "eval_steps", "micro_tokens", "checkpointing", "compile",
-}  # fmt: skip
 Found = tuple[int, Saved] | None
 
 
@@ -83,7 +79,9 @@ class History:
 
 def identity(session: Session) -> dict[str, Any]:
     """Return what must be the same for a run to go on: a longer stable phase may follow."""
-    left_out = FREE | ({"tokens"} if session.settings.schedule in EXTENDABLE else set())
+    left_out = session.settings.free | (
+        {"tokens"} if session.settings.schedule in EXTENDABLE else set()
+    )
     told = session.settings.as_dict()
     ask = session.ask
     return {

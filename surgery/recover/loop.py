@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from surgery.disk import io_errors
@@ -12,16 +11,15 @@ from surgery.recover.batch import Batch
 from surgery.recover.checkpoints import Checkpoints
 from surgery.recover.distributed import add_up_gradients, gradient_norm
 from surgery.recover.figures import Curve, Figures
+from surgery.recover.goal import Goal, OnLogits
 from surgery.recover.guard import Guard
-from surgery.recover.heads import Head, States, states_of
 from surgery.recover.history import History
 from surgery.recover.interrupts import Asked
-from surgery.recover.losses import Objective
 from surgery.recover.optimise import make_optimisers
 from surgery.recover.saved import Saved
 from surgery.recover.schedule import decay_start, rate
 from surgery.recover.selecting import keep_selection
-from surgery.recover.session import HELD_OUT_ROWS, Session, computing, meter_of
+from surgery.recover.session import Session, meter_of
 from surgery.recover.state import restore, training_state
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 Told = Mapping[str, Any]
 Progress = Callable[[Told], None]
 Remark = Callable[[str], None]
-CE = Objective({"ce": 1.0})
 
 
 class Loop:
@@ -42,8 +39,12 @@ class Loop:
         asked: Asked,
         progress: Progress | None = None,
         remark: Remark | None = None,
+        goal: Goal | None = None,
     ) -> None:
         """Make what is needed; nothing is written before `run`.
+
+        Args:
+            goal: what is brought down; the losses of the settings by default.
 
         Raises:
             RecipeError, TrainError: there is no such optimiser here.
@@ -53,9 +54,9 @@ class Loop:
         self.optimisers = make_optimisers(
             session.trainable.groups(self.settings),
             self.settings,
-            ends=(session.loaded.model.get_input_embeddings().weight, session.head.weight),
+            ends=session.ends,
         )
-        self.objective = Objective(self.settings.losses, temperature=self.settings.temperature)
+        self.goal = OnLogits(session) if goal is None else goal
         self.guard = Guard(self.settings.spike)
         self.curve = Curve()
         self.history, self.figures = History(session, remark), Figures(session.ask.folder)
@@ -78,30 +79,9 @@ class Loop:
                     return self.curve
                 if self._is_due():
                     self._save(self.history.newest)
-            self.curve.after = self.measure()
+            self.curve.after = self.goal.measure()
             self._save(self.history.newest)
         return self.curve
-
-    def measure(self) -> float | None:
-        """Return the mean nats a token of held-out rows, or None where there are none."""
-        rows = self.session.held_out
-        if rows is None:
-            return None
-        import torch
-
-        model = self.session.trainable.model
-        count = min(len(rows), HELD_OUT_ROWS)
-        total, tokens = 0.0, 0
-        model.eval()
-        with torch.no_grad():
-            for first in range(0, count, self.world.size):
-                index = first + self.world.rank
-                batch = Batch.of(rows, [index % count], self.world.device, empty=index >= count)
-                parts = CE(self._states(batch).hidden, self._head(), batch.targets)
-                total, tokens = total + float(parts.total), tokens + batch.tokens
-        model.train()
-        total, whole = self.world.total(total, tokens)
-        return total / whole if whole else None
 
     def _step(self, step: int) -> dict[str, Any]:
         """Take one optimiser step, or skip it where the loss or gradient is out of bounds."""
@@ -121,8 +101,8 @@ class Loop:
         add_up_gradients(self.session.held, self.world)
         self._even_out()
         self.session.trainable.before_step()
-        parameters = list(self.session.trainable.parameters.values())
-        norm = gradient_norm(parameters, self.world)
+        parameters = self.session.trainable.parameters
+        norm = gradient_norm(parameters.values(), self.world)
         verdict = self.guard.judge(told["loss"], norm)
         if verdict == "take":
             self._take(parameters, norm)
@@ -155,40 +135,7 @@ class Loop:
             yield Batch.of(self.session.rows, chosen, self.world.device, empty=own >= len(micros))
 
     def _backward(self, batch: Batch, tokens: float) -> dict[str, float]:
-        """Add one batch's gradients; return sums of its losses."""
-        states = self._states(batch)
-        answer = None
-        if self.session.teacher is not None:
-            with self._precision():
-                answer = self.session.teacher.batch(batch)
-        with self._precision():
-            parts = self.objective(
-                states.hidden,
-                self._head(),
-                batch.targets,
-                answer,
-                layers=states.layers,
-                loops=states.loops,
-            )
-        (parts.total * (self.world.size / max(tokens, 1))).backward()  # type: ignore[no-untyped-call]
-        sums = {name: float(value) for name, value in parts.parts.items()}
-        return {"loss": float(parts.total.detach()), **sums}
-
-    def _states(self, batch: Batch) -> States:
-        asks, model = self.objective, self.session.trainable.model
-        with self._precision():
-            return states_of(
-                model,
-                batch.inputs(self.session.loaded.model),
-                layers=asks.asks_layers,
-                loops=asks.asks_loops,
-            )
-
-    def _head(self) -> Head:
-        return self.session.head.renewed(self.session.loaded.model)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return computing(self.world.device, half=self.session.half_precision)
+        return self.goal.backward(batch, tokens)
 
     def _even_out(self) -> None:
         """Undo the scaling of what was summed here, not averaged by the shards."""
@@ -196,19 +143,15 @@ class Loop:
             if parameter.grad is not None:
                 parameter.grad /= self.world.size
 
-    def _take(self, parameters: "list[torch.nn.Parameter]", norm: float) -> None:
-        scale = min(1.0, self.settings.clip / (norm + 1e-6))
-        if scale < 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad *= scale
+    def _take(self, parameters: "Mapping[str, torch.nn.Parameter]", norm: float) -> None:
+        self.goal.clip(parameters, norm)
         self.optimisers.step()
         self.session.trainable.after_step()
 
     def _note(self, told: dict[str, Any]) -> None:
         every, done = self.settings.eval_steps, self.curve.step
         if every and done % every == 0 and done < self.settings.steps:
-            told["held_out"] = self.measure()
+            told["held_out"] = self.goal.measure()
         self.curve.losses.append(told["loss"])
         if not self.world.is_first:
             return
@@ -235,7 +178,7 @@ class Loop:
             self.session.trainable.parameters,
             self.optimisers.parts,
             self.world,
-            curve={**curve, "before": self.curve.before},
+            curve={**curve, "before": self.curve.before, "details": self.goal.details},
             guard=self.guard.state(),
             plan={
                 "steps": self.settings.steps,
@@ -256,7 +199,7 @@ class Loop:
         self._tell_ask()
         if found is None:
             self._keep_figures(0)
-            self.curve.before = self.measure()
+            self.curve.before = self.goal.measure()
             self._save(self.history.newest)
             return
         step, saved = found
@@ -266,6 +209,7 @@ class Loop:
         self.first = saved["plan"]["first"]
         self.curve.step, self.curve.before = step, told["before"]
         self.curve.tokens, self.curve.skipped = told["tokens"], told["skipped"]
+        self.goal.details = dict(told.get("details", {}))  # runs of before there were any have none
         self._keep_figures(step)
 
     def _tell_ask(self) -> None:

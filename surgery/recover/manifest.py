@@ -123,12 +123,21 @@ def check_settings(folder: Path, manifest: Manifest, settings: Mapping[str, Any]
     Raises:
         RecipeError: it was; the first option that differs is named.
     """
-    given = json.loads(canonical(settings))
-    for name in sorted({*given, *manifest.settings}):
-        now, then = given.get(name), manifest.settings.get(name)
+    check_same(folder.parent, settings, manifest.settings)
+
+
+def check_same(place: Path, asked: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was begun otherwise.
+
+    Raises:
+        RecipeError: it was; the first option that differs is named.
+    """
+    given = json.loads(canonical(asked))
+    for name in sorted({*given, *before}):
+        now, then = given.get(name), before.get(name)
         if now != then:
             option = f"--{name.replace('_', '-')} {_told(now)}"
-            fact = f"the run in {folder.parent} was started with {_told(then)}"
+            fact = f"the run in {place} was started with {_told(then)}"
             raise RecipeError(option, fact, "give the same again, or choose another output")
 
 

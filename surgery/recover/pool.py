@@ -27,11 +27,13 @@ class Row:
         ids: token ids; the padding at the end holds zeros.
         targets: the next token's id, or -100 where nothing is predicted.
         positions: from 0 with every document; they go on in the padding.
+        fill: tokens without padding.
     """
 
     ids: "Ints"
     targets: "Ints"
     positions: "Ints"
+    fill: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Pool:
             size = _lay(self.corpus, self.pieces, piece, ids[at:], targets[at:])
             positions[at:] = np.arange(context - at)
             at += size
-        return Row(ids, targets, positions)
+        return Row(ids, targets, positions, at)
 
 
 def make_pool(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import open_checkpoint
 from surgery.disk import io_errors
@@ -17,13 +17,17 @@ from surgery.recover.batch import Batch
 from surgery.recover.data import Rows
 from surgery.recover.distributed import World, joined
 from surgery.recover.figures import Curve, finite
+from surgery.recover.goal import CE, Goal, OnLogits
 from surgery.recover.heads import Head, head_of, states_of
 from surgery.recover.interrupts import listening
-from surgery.recover.loop import CE, Loop, Progress, Remark
+from surgery.recover.loop import Loop, Progress, Remark
 from surgery.recover.output import healed, keep_adapter, open_trained
 from surgery.recover.selected import handed_on
 from surgery.recover.session import Session, computing, opened
 from surgery.run import run
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKED_ROWS = 2  # of the data, whose loss is compared before and after writing
 SLACK = 0.02  # nats a token that rounding to the student's dtype may cost, and 2% of the loss
@@ -72,15 +76,54 @@ def recover(
             was written does not compute what was trained.
     """
     check_ask(ask, force=force)
+    return heal(ask, RECOVERY, force=force, progress=progress, remark=remark, **limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What a run is for.
+
+    Attributes:
+        goal: what it brings down.
+        prepare: see `opened`.
+        mode: what the record calls it; None for what is trained.
+    """
+
+    goal: Callable[[Session], Goal]
+    prepare: "Callable[[torch.nn.Module], None] | None" = None
+    mode: str | None = None
+
+
+RECOVERY = Kind(goal=OnLogits)
+
+
+def heal(
+    ask: Ask,
+    kind: Kind,
+    *,
+    force: bool,
+    progress: Progress | None,
+    remark: Remark | None,
+    **limits: Any,  # noqa: ANN401 - those of `run`
+) -> Recovery:
+    """Train, write and check; for an ask that was checked.
+
+    Raises:
+        RecipeError, CheckpointError, TrainError: as `recover`.
+    """
     with joined(ask.device) as world:
         with listening() as asked:  # afterwards signals stop at once: writing can be done again
-            done = _train(ask, world, lambda session: Loop(session, asked, progress, remark))
+
+            def make(session: Session) -> Loop:
+                return Loop(session, asked, progress, remark, kind.goal(session))
+
+            done = _train(ask, world, make, kind)
         gc.collect()  # what trained makes room for what is written and loaded again
         adapter, first = None, world.is_first
         if done.curve.stopped:
             return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
         if world.is_first:
-            _write(ask, done.told, force=force, **limits)
+            write(ask, done.told, mode=kind.mode, force=force, **limits)
             _check_written(ask, world, done)
             adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
         world.wait()
@@ -98,19 +141,20 @@ class _Done:
     cost: float
 
 
-def _train(ask: Ask, world: World, make: Callable[[Session], Loop]) -> _Done:
-    with opened(ask, world) as session:
+def _train(ask: Ask, world: World, make: Callable[[Session], Loop], kind: Kind) -> _Done:
+    with opened(ask, world, prepare=kind.prepare) as session:
         loop = make(session)
         curve = loop.run()
         rows, half, cost = session.rows, session.half_precision, 0.0
         if not curve.stopped:
-            _export(session, ask.folder / "trained")
+            export(session, ask.folder / "trained")
             model = session.loaded.model
+            assert session.head is not None  # noqa: S101 - whole models have one
             cost = _cost(model, session.head.renewed(model), world, rows, half=half)
-        return _Done(curve=curve, told=_told(loop), rows=rows, half=half, cost=cost)
+        return _Done(curve=curve, told=told_of(loop), rows=rows, half=half, cost=cost)
 
 
-def _export(session: Session, folder: Path) -> None:
+def export(session: Session, folder: Path) -> None:
     """Write what was trained in place of what an earlier run has left there."""
     first = session.world.is_first
     with io_errors(folder):
@@ -119,7 +163,8 @@ def _export(session: Session, folder: Path) -> None:
         session.trainable.export(folder, write=first)
 
 
-def _told(loop: Loop) -> dict[str, Any]:
+def told_of(loop: Loop) -> dict[str, Any]:
+    """Return what the record holds of a run."""
     session, curve = loop.session, loop.curve
     ask = session.ask
     held_out = None
@@ -139,6 +184,7 @@ def _told(loop: Loop) -> dict[str, Any]:
         "held_out": held_out,
         "processes": session.world.size,
         "speed": loop.meter.mean(),
+        **loop.goal.told(),
     }
 
 
@@ -148,11 +194,23 @@ def _thinned(losses: list[float], most: int = 200) -> list[list[Any]]:
     return [[step, finite(losses[step])] for step in range(0, len(losses), every)]
 
 
-def _write(ask: Ask, told: Mapping[str, Any], *, force: bool, **limits: Any) -> None:  # noqa: ANN401
+def write(
+    ask: Ask,
+    told: Mapping[str, Any],
+    *,
+    mode: str | None,
+    force: bool,
+    **limits: Any,  # noqa: ANN401 - those of `run`
+) -> None:
+    """Write the student with what lies in the run's folder as `trained`.
+
+    Raises:
+        CheckpointError, PlanError, StepError: something does not fit, or the disk refuses.
+    """
     student = open_checkpoint(ask.student)
     sources = open_trained(student, ask.folder / "trained")
     facts = handed_on(student)
-    plan = healed(*sources, mode=ask.settings.train, handed_on=facts, told=told)
+    plan = healed(*sources, mode=mode or ask.settings.train, handed_on=facts, told=told)
     run(plan, ask.out, force=force, **limits)
 
 

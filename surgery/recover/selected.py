@@ -69,11 +69,16 @@ def _listed(told: object, kind: type[T]) -> list[T]:
     return list(told) if isinstance(told, list) and sound else []
 
 
-def select(model: "torch.nn.Module", student: Checkpoint, settings: Settings) -> frozenset[str]:
+def select(
+    model: "torch.nn.Module", student: Checkpoint, settings: Settings, *, part: bool = False
+) -> frozenset[str]:
     """Return the first names of the model's own parameters that train.
 
     Towers for images and sound never do: no text reaches them. With LoRA these are norms, and what
     a model of ours has of its own: low-rank factors, and mixers of linear layers.
+
+    Args:
+        part: the model holds some layers of the student alone.
 
     Raises:
         RecipeError: `new` without recorded layers, or layers of other numbers.
@@ -87,7 +92,7 @@ def select(model: "torch.nn.Module", student: Checkpoint, settings: Settings) ->
         case "full":
             chosen = set(own)
         case "new":
-            chosen = _new(own, recorded(student), model, student)
+            chosen = _new(own, recorded(student), model, student, part=part)
         case "half":
             chosen = half(own, dict(model.named_parameters()), settings.seed)
         case "norms":
@@ -130,7 +135,12 @@ def _extras_of(model: "torch.nn.Module") -> set[str]:
 
 
 def _new(
-    own: Sequence[str], found: Recorded, model: "torch.nn.Module", student: Checkpoint
+    own: Sequence[str],
+    found: Recorded,
+    model: "torch.nn.Module",
+    student: Checkpoint,
+    *,
+    part: bool,
 ) -> set[str]:
     chosen = _inside(own, found.layers, model) if found.layers else set()
     if not found.patterns:
@@ -138,7 +148,7 @@ def _new(
     disk = disk_names(model, student)
     for pattern in found.patterns:
         fitting = {n for n in own if any(fnmatchcase(other, pattern) for other in disk[n])}
-        if not fitting:
+        if not fitting and not part:
             fact = f"finds {pattern} in the record, and the student has no such parameter"
             raise RecipeError("--train new", fact, "take full, or restore surgery.json")
         chosen |= fitting

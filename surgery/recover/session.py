@@ -1,6 +1,6 @@
 """What a recovery needs, opened and checked before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class Session:
     Attributes:
         student: the checkpoint that is healed.
         loaded: it in memory; `trainable.model` is what is called.
-        head: its last linear map.
+        head: its last linear map; None where the run does not get there.
         layers: its decoder layers.
         rows, held_out: what is trained on, and what is measured.
         selection: which documents were taken, and why; None for all.
@@ -55,7 +55,7 @@ class Session:
     world: World
     student: Checkpoint
     loaded: Loaded
-    head: Head
+    head: Head | None
     trainable: Trainable
     layers: "Sequence[torch.nn.Module]"
     rows: Rows
@@ -69,6 +69,13 @@ class Session:
     def settings(self) -> Settings:
         """The options."""
         return self.ask.settings
+
+    @property
+    def ends(self) -> "tuple[torch.Tensor, ...]":
+        """Weights of the embedding and the head, which count as no hidden matrices."""
+        if self.head is None:
+            return ()
+        return self.loaded.model.get_input_embeddings().weight, self.head.weight
 
     @property
     def half_precision(self) -> bool:
@@ -91,8 +98,13 @@ def computing(device: "torch.device", *, half: bool) -> AbstractContextManager[A
 
 
 @contextmanager
-def opened(ask: Ask, world: World) -> Iterator[Session]:
+def opened(
+    ask: Ask, world: World, *, prepare: "Callable[[torch.nn.Module], None] | None" = None
+) -> Iterator[Session]:
     """Open student, teacher and data.
+
+    Args:
+        prepare: is given the student before anything of it is chosen to train, or sharded.
 
     Raises:
         RecipeError, CheckpointError: something does not fit; nothing has been trained yet.
@@ -102,10 +114,9 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
     student = open_checkpoint(ask.student)
     with ExitStack() as scratch:
         source = open_source(ask.student, scratch)
-        Objective(settings.losses).check(cached=ask.cache is not None)
-        if source.limit is not None and settings.context > source.limit:
-            fact = f"is more than {source.ref} reads, {source.limit} tokens"
-            raise RecipeError(f"--context {settings.context}", fact, f"give {source.limit} or less")
+        if settings.on_logits:
+            Objective(settings.losses).check(cached=ask.cache is not None)
+        check_context(settings, source)
         half = uses_bfloat16(settings, world)
         dtype: Any = "bfloat16" if half else "float32"
         loaded = load(source, device=world.device, dtype=find_dtype(dtype, world.device))
@@ -116,11 +127,13 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
                 found.check_fits(loaded.embeddings, ask.student)
         head = head_of(loaded.model)
         teacher = _teacher(ask, loaded, parent, rows)
+        if prepare is not None:
+            prepare(loaded.model)
         prefix = anatomy(student).stack.prefix
         layers = list(loaded.model.get_submodule(prefix).children())
         samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
         trainable = make_trainable(loaded.model, student, settings, samples=samples)
-        _to_masters(trainable, settings)
+        to_masters(trainable, settings)
         held = shard(
             layers,
             trainable.parameters.values(),
@@ -148,6 +161,17 @@ def opened(ask: Ask, world: World) -> Iterator[Session]:
         )
 
 
+def check_context(settings: Settings, source: FoundModel) -> None:
+    """Refuse rows that a model does not read.
+
+    Raises:
+        RecipeError: they are longer than its limit.
+    """
+    if source.limit is not None and settings.context > source.limit:
+        fact = f"is more than {source.ref} reads, {source.limit} tokens"
+        raise RecipeError(f"--context {settings.context}", fact, f"give {source.limit} or less")
+
+
 def _rows(
     ask: Ask, world: World, source: FoundModel, loaded: Loaded, parent: Loaded | None
 ) -> tuple[Rows, Rows | None, Selection | None]:
@@ -157,7 +181,7 @@ def _rows(
         "seed": ask.settings.seed,
         "packed": keeps_apart(loaded),
     }
-    data = read_data(_sources(ask), source.tokenizer, mark=source.mark)
+    data = read_data(sources_of(ask), source.tokenizer, mark=source.mark)
     chosen = None
     if ask.settings.select is not None and parent is not None:
         models = {"student": loaded, "parent": parent}
@@ -176,7 +200,7 @@ def _samples(rows: Rows, loaded: Loaded) -> "list[dict[str, torch.Tensor]]":
     return [batch.inputs(loaded.model) for batch in found]
 
 
-def _sources(ask: Ask) -> list[Source]:
+def sources_of(ask: Ask) -> list[Source]:
     """Return the data, and what is replayed with its share of the rows."""
     share = ask.settings.replay if ask.replay else None
     return [*ask.data, *(replace(source, share=share) for source in ask.replay)]
@@ -191,9 +215,7 @@ def _parent(ask: Ask, world: World, scratch: ExitStack, source: FoundModel) -> L
     if odd is not None:
         remedy = "a teacher needs the student's tokenizer"
         raise RecipeError(f"--teacher {ask.teacher}", odd, remedy)
-    if parent.limit is not None and ask.settings.context > parent.limit:
-        fact = f"is more than {parent.ref} reads, {parent.limit} tokens"
-        raise RecipeError(f"--context {ask.settings.context}", fact, f"give {parent.limit} or less")
+    check_context(ask.settings, parent)
     dtype: Any = "bfloat16" if uses_bfloat16(ask.settings, world) else "float32"
     return load(parent, device=world.device, dtype=find_dtype(dtype, world.device))
 
@@ -227,7 +249,7 @@ def _compile(layers: "Sequence[torch.nn.Module]") -> None:
         layer.compile()
 
 
-def _to_masters(trainable: Trainable, settings: Settings) -> None:
+def to_masters(trainable: Trainable, settings: Settings) -> None:
     """Hold what is trained in float32; layers that are sharded whole need one dtype."""
     import torch
 
@@ -256,8 +278,10 @@ def meter_of(session: Session) -> Meter:
 
     device = session.world.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    embedding = session.loaded.model.get_input_embeddings().weight
-    looked_up = 0 if session.head.weight is embedding else embedding.numel()
+    looked_up = 0
+    if session.head is not None:
+        embedding = session.loaded.model.get_input_embeddings().weight
+        looked_up = 0 if session.head.weight is embedding else embedding.numel()
     return Meter(
         parameters=session.loaded.parameters - looked_up,
         teacher=session.teacher_size,

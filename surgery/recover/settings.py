@@ -17,6 +17,9 @@ LOSSES = ("ce", "kl", "rkl", "jsd", "tvd", "hidden_mse", "hidden_cos", "early_ex
 LONGEST = 2048  # tokens of a row by default
 EARLY_EXIT = 0.1  # of every loop but the last (arXiv 2410.20672)
 NEEDS_TEACHER = frozenset(LOSSES) - {"ce", "early_exit"}
+FREE = frozenset({
+    "save_steps", "save_seconds", "keep", "eval_steps", "micro_tokens", "checkpointing", "compile",
+})  # fmt: skip
 # Full fine-tuning at 2e-5; LoRA takes ten times that ("LoRA Without Regret"), norms are few.
 LEARNING_RATES: Mapping[str, float] = {
     "lora": 2e-4, "full": 2e-5, "norms": 1e-3, "new": 1e-4, "half": 2e-5,
@@ -111,6 +114,16 @@ class Settings:
     def steps(self) -> int:
         """Optimiser steps, the last one whole."""
         return max(math.ceil(self.tokens / (self.batch_rows * self.context)), 1)
+
+    @property
+    def on_logits(self) -> bool:
+        """Whether the losses are those of a recovery."""
+        return True
+
+    @property
+    def free(self) -> frozenset[str]:
+        """Names of what may change while a run stands still: none of it changes what comes out."""
+        return FREE
 
     @property
     def needs_teacher(self) -> bool:

@@ -132,12 +132,14 @@ def make_trainable(
     settings: Settings,
     *,
     samples: Samples = (),
+    part: bool = False,
 ) -> Trainable:
     """Freeze what does not train, add factors where asked, and check that all of it can be written.
 
     Args:
         model: the student as transformers loaded it; changed in place.
         samples: inputs of the model, for starts of LoRA that look at them.
+        part: the model holds some layers of the student alone.
 
     Raises:
         RecipeError: what is asked for does not fit the student.
@@ -145,7 +147,7 @@ def make_trainable(
         TrainError: its files do not hold what would be trained.
     """
     check_student(student)
-    own = select(model, student, settings)
+    own = select(model, student, settings, part=part)
     check_finite(model, student)
     masked = _masked(model, student)
     # A model that is nothing but low-rank factors trains those: they need none beside them.
