@@ -13,14 +13,18 @@ from surgery.linearize.parameters import (
     Spec,
     gated_delta,
     gla,
+    halves,
     lizard,
     lolcats,
     maps,
     nothing,
+    products,
     square,
     square_and_taps,
+    square_and_window,
     sums_and_window,
     t2r,
+    window_and_sinks,
 )
 
 OPTIONS = ("window", "sinks", "feature_dim", "feature_map")
@@ -70,7 +74,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 defaults={"window": WIDTH, "feature_dim": lambda d: min(WIDTH, d)},
                 maps=("softmax", "exp"),
                 new=lolcats,
-                kept=sums_and_window(2),
+                kept=sums_and_window(halves(2)),
                 source="arXiv 2410.10254, section 3; lolcats@375df84",
             ),
             Method(
@@ -78,7 +82,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 defaults={"feature_dim": lambda d: min(WIDTH, d)},
                 maps=("exp", "softmax"),
                 new=maps,
-                kept=sums_and_window(2),
+                kept=sums_and_window(halves(2)),
                 source="arXiv 2402.04347, section 4",
             ),
             Method(
@@ -86,14 +90,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 defaults={"feature_dim": lambda d: d},
                 maps=("relu",),
                 new=t2r,
-                kept=sums_and_window(1),
+                kept=sums_and_window(halves(1)),
                 source="arXiv 2103.13076, section 2",
             ),
             Method(
                 name="liger",
                 defaults={"window": WIDTH},
                 new=nothing,
-                kept=sums_and_window(1),
+                kept=square_and_window,
                 source="arXiv 2503.01496, section 3",
             ),
             Method(
@@ -101,7 +105,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 defaults={"window": 128, "sinks": 4, "feature_dim": lambda d: d // 2},
                 maps=("softmax", "exp"),
                 new=lizard,
-                kept=sums_and_window(2),
+                kept=sums_and_window(halves(2)),
                 rope=False,
                 source="arXiv 2507.09025, sections 3 and 4",
             ),
@@ -110,7 +114,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 defaults={"window": WIDTH, "feature_dim": lambda d: min(16, d)},
                 maps=("taylor",),
                 new=maps,
-                kept=sums_and_window(1),
+                kept=sums_and_window(products),
                 source="arXiv 2402.18668, section 4",
             ),
             Method(
@@ -135,7 +139,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 name="swa-sink",
                 defaults={"window": WIDTH, "sinks": 4},
                 new=nothing,
-                kept=lambda spec, _: Kept(tokens=spec["window"]),
+                kept=window_and_sinks,
                 source="arXiv 2608.28444; sinks of arXiv 2309.17453",
             ),
         )

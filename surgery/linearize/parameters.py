@@ -86,16 +86,35 @@ def lizard(spec: Spec, sizes: Sizes) -> dict[str, New]:
     return {**maps(spec, sizes), **gate, **more}
 
 
-def sums_and_window(halves: int) -> Callable[[Spec, Sizes], Kept]:
-    """Sums over all tokens before, with a column for the normaliser, for each query head."""
+def halves(count: int) -> Callable[[Spec], int]:
+    """Features of a map with so many halves."""
+    return lambda spec: count * int(spec["feature_dim"])
+
+
+def products(spec: Spec) -> int:
+    """Features of the second-order expansion: 1, entries, and pairs of entries."""
+    f = int(spec["feature_dim"])
+    return 1 + f + f * (f + 1) // 2
+
+
+def sums_and_window(features: Callable[[Spec], int]) -> Callable[[Spec, Sizes], Kept]:
+    """Sums of every query head, with a column for the normaliser, and tokens of a window."""
 
     def kept(spec: Spec, sizes: Sizes) -> Kept:
-        features = halves * spec["feature_dim"]
-        sums = sizes.heads * features * (sizes.head_dim + 1)
-        tokens = spec["window"] - 1 if spec["window"] else 0
-        return Kept(sums=sums, tokens=tokens)
+        sums = sizes.heads * features(spec) * (sizes.head_dim + 1)
+        return Kept(sums=sums, tokens=spec["window"], whole=spec["window"] + 1)
 
     return kept
+
+
+def square_and_window(spec: Spec, sizes: Sizes) -> Kept:
+    """One matrix a KV head, and tokens of a window."""
+    return replace(square(spec, sizes), tokens=spec["window"], whole=spec["window"] + 1)
+
+
+def window_and_sinks(spec: Spec, _: Sizes) -> Kept:
+    """Tokens of a window, sinks among them: documents of all, places of sinks."""
+    return Kept(tokens=spec["window"], whole=spec["window"] + spec["sinks"])
 
 
 def _gated(sizes: Sizes) -> dict[str, New]:
