@@ -201,12 +201,13 @@ def test_activation_checkpointing_gives_the_same_gradients(written, method):
         model(prompt(), labels=prompt()).loss.backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
-    assert any(".mixer." in name for name in found[0]) or method == "swa-sink"
+    assert any(".mixer." in name for name in found[0]) or method in ("liger", "swa-sink")
     for name, gradient in found[0].items():
         assert torch.isfinite(gradient).all()
         assert torch.allclose(found[1][name], gradient, atol=1e-6), name
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.parametrize("method", METHODS)
 def test_peft_finds_the_projections_and_not_the_mixers(linear, method):
     import peft
