@@ -41,6 +41,7 @@ COMMANDS = {
     "stages": ("stages", SHAPE, "Write a pipeline that grows a model's depth in stages."),
     "vocab": ("vocab", SHAPE, "Add, trim or exchange tokens, pad the table of tokens."),
     "context": ("context", SHAPE, "Let a model read further: linear, NTK, YaRN, a window."),
+    "export": ("export", SHAPE, "Write a linearized model in the layout of fla or Qwen3-Next."),
     "align": ("align", SHAPE, "Move a model's units to where a like model has its own."),
     "convert": ("convert", SHAPE, "Turn a pickle checkpoint into safetensors."),
     "merge": ("merge", COMBINE, "Merge models by any of the methods."),

@@ -51,6 +51,7 @@ PLANS = {
     "emr task": "merges.multitask:restore_task",
     "tall build": "merges.multitask:build_store",
     "tall task": "merges.multitask:restore_task",
+    "export": "surgery.linearize.export:export",
     "recover": "surgery.recover.output:healed",
     "convert": "surgery.convert:convert",
 }
