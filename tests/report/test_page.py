@@ -74,19 +74,22 @@ BARE = {"tasks": [], "gates": []}
 
 @pytest.mark.parametrize(
     ("make", "expected"),
-    {
-        "one model": (
+    [
+        pytest.param(
             lambda at: save_evaluation(at / "run.json", models=[model("a/b", 1.0)], **BARE),
             ["quality", "samples"],
+            id="one model",
         ),
-        "a record": (lambda at: save_record(at / "made", at), ["lineage"]),
-        "a recovery": (
+        pytest.param(lambda at: save_record(at / "made", at), ["lineage"], id="a record"),
+        pytest.param(
             lambda at: save_recovered(at / "made", at, at),
             ["curves", "lineage"],
+            id="a recovery",
         ),
-        "a run that goes on": (lambda at: save_training(at / "x.surgery-run"), ["curves"]),
-    }.values(),
-    ids=str,
+        pytest.param(
+            lambda at: save_training(at / "x.surgery-run"), ["curves"], id="a run that goes on"
+        ),
+    ],
 )
 def test_sections_without_data_are_left_out(make, expected, report, tmp_path):
     assert Elements(report(make(tmp_path))).sections == expected
