@@ -65,7 +65,8 @@ def _numbers(keep: Keep, layers: int) -> list[int]:
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise RecipeError(place, f"{part!r} is no layer and no range of layers", EXAMPLES)
         last = int(match[2] or match[1])
-        found += range(int(match[1]), min(last, layers) + 1)
+        first = int(match[1])
+        found += range(first, max(first, min(last, layers)) + 1)
     return found
 
 
