@@ -40,6 +40,7 @@ COMMANDS = {
     "lesa": ("lesa", SHAPE, "Insert layers that a small network predicts from their neighbours."),
     "stages": ("stages", SHAPE, "Write a pipeline that grows a model's depth in stages."),
     "vocab": ("vocab", SHAPE, "Add, trim or exchange tokens, pad the table of tokens."),
+    "linearize": ("linearize", SHAPE, "Give layers linear attention, and measure what it costs."),
     "context": ("context", SHAPE, "Let a model read further: linear, NTK, YaRN, a window."),
     "export": ("export", SHAPE, "Write a linearized model in the layout of fla or Qwen3-Next."),
     "align": ("align", SHAPE, "Move a model's units to where a like model has its own."),

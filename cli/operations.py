@@ -53,6 +53,8 @@ PLANS = {
     "tall task": "merges.multitask:restore_task",
     "export": "surgery.linearize.export:export",
     "recover": "surgery.recover.output:healed",
+    "linearize": "surgery.linearize.convert:linearize",
+    "linearize stages": "surgery.linearize.assembled:assembled",
     "convert": "surgery.convert:convert",
 }
 
