@@ -82,7 +82,7 @@ class GatedLinear(_Gated):
         self.decay_out = Factor(RANK, shape.kv_heads * shape.head_dim, bias=True)
 
     def reset(self) -> None:
-        """Each feature keeps (1/2)^(1/16), all but 4.2 %, a token: W_2 and b are 0, W_1 is drawn."""
+        """Each feature loses 4.2 % a token, 1 - (1/2)^(1/16): W_2 and b are 0, W_1 is drawn."""
         super().reset()
         nn.init.normal_(self.decay_in.weight, std=self.shape.hidden**-0.5)
         for parameter in self.decay_out.parameters():
