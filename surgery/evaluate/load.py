@@ -95,7 +95,7 @@ def open_source(ref: str | Path, scratch: ExitStack) -> Source:
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     own = is_own(found.config or {})
     auto = own_classes(found.root, found.config or {})[0] if own else AutoConfig
-    with _quiet():
+    with quiet():
         config = _attempt(path, "config", lambda: auto.from_pretrained(path, **local))
         if own:  # transformers would read it again, and ask for trust
             local |= {"config": config}
@@ -149,14 +149,19 @@ def find_dtype(name: str | None, device: "torch.device") -> "torch.dtype | str":
     return dtype  # type: ignore[no-any-return]
 
 
-def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") -> Loaded:
+def load(
+    source: Source, *, device: "torch.device", dtype: "torch.dtype | str", empty: bool = False
+) -> Loaded:
     """Load the weights, refusing any tensor that is missing, left over or of another shape.
+
+    Args:
+        empty: only look whether they would load; the model stays on the meta device.
 
     Raises:
         TrainError: transformers cannot load the model whole, or it is not a causal language model.
     """
     auto = _auto_class(source.config)
-    with _quiet():
+    with quiet():
         model, info = _attempt(
             source.path,
             "model",
@@ -169,10 +174,13 @@ def load(source: Source, *, device: "torch.device", dtype: "torch.dtype | str") 
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                **({"device_map": "meta"} if empty else {}),
             ),
         )
     _check_whole(source.path, info)
-    _attempt(source.path, "model", lambda: model.to(device).eval())
+    if not empty:
+        _attempt(source.path, "model", lambda: model.to(device))
+    model.eval()
     head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
     return Loaded(
         path=source.path,
@@ -259,7 +267,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from writing on the terminal; put its settings back afterwards."""
     from transformers.utils import logging
 

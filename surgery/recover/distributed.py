@@ -1,12 +1,12 @@
-"""One process or many: layers sharded by FSDP2, everything else held by each.
+"""One process or many: models sharded by FSDP2, layer by layer under one root.
 
-Parameters inside the decoder layers are sharded where all of a layer trains; where only a few
-parameters train (LoRA, norms), those are held by every process beside the sharded frozen ones.
-What is held by all gets its gradients summed here.
+Where only a few parameters train (LoRA, norms), those are held by every process beside the sharded
+frozen ones, and get their gradients summed here.
 """
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,42 +102,70 @@ def shard(
     *,
     whole: bool,
     half_precision: bool,
-) -> "list[torch.nn.Parameter]":
-    """Shard the decoder layers over the processes; return what each of them holds of `trained`.
+    root: "torch.nn.Module | None" = None,
+) -> None:
+    """Shard the decoder layers over the processes, and with `root` all that is around them.
+
+    Layers that share weights with others are gathered with the root: what is in two groups would
+    be summed twice.
 
     Args:
-        whole: all parameters of the layers train, so that they are sharded with the others.
-        half_precision: gather and compute in bfloat16.
+        whole: all parameters that train are sharded with the others; else each process holds them.
+        half_precision: gather and compute in bfloat16; gradients are summed in float32.
+        root: the model that is called; its embedding and head stay gathered from its forward pass
+            until the gradients are there, or until `put_away`.
 
     Raises:
-        TrainError: layers that share parameters, which cannot be sharded one by one.
+        TrainError: layers that share parameters, without a root to hold them.
     """
+    if world.size == 1:
+        return
     import torch
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    chosen = list(trained)
-    if world.size == 1:
-        return []
-    _check_unshared(layers)
-    apart = set() if whole else set(chosen)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half_precision else None)
-    inside: set[int] = set()
-    for layer in layers:
-        own = {p for p in layer.parameters() if p in apart}
-        inside |= {id(p) for p in layer.parameters() if p not in apart}
-        # By itself each layer is a root, which would stay whole after its forward pass.
-        fully_shard(layer, mp_policy=policy, ignored_params=own, reshard_after_forward=True)
-    return [p for p in chosen if id(p) not in inside]
+    alone = _unshared(layers)
+    if root is None and len(alone) < len(layers):
+        fact = "has layers that share weights, which several processes cannot shard"
+        raise TrainError("the student", fact, "run it in one process")
+    apart = set() if whole else set(trained)
+    wide = torch.float32 if half_precision else None
+    policy = MixedPrecisionPolicy(torch.bfloat16 if half_precision else None, wide)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for module, stays in [*((layer, False) for layer in alone), *([(root, True)] if root else [])]:
+        # What has no rows cannot be sharded.
+        own = {p for p in module.parameters() if p in apart or not p.dim()}
+        # Without a root a layer is one itself, and would stay whole after its forward pass.
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            ignored_params=own,
+            reshard_after_forward=None if stays else True,
+        )
 
 
-def _check_unshared(layers: "Sequence[torch.nn.Module]") -> None:
-    seen: set[int] = set()
-    for layer in layers:
-        own = {id(p) for p in layer.parameters()}
-        if own & seen:
-            fact = "has layers that share weights, which several processes cannot shard"
-            raise TrainError("the student", fact, "run it in one process")
-        seen |= own
+def _unshared(layers: "Sequence[torch.nn.Module]") -> "list[torch.nn.Module]":
+    """Return the layers none of whose parameters is another one's too."""
+    users = Counter(id(p) for layer in layers for p in set(layer.parameters()))
+    return [layer for layer in layers if all(users[id(p)] == 1 for p in layer.parameters())]
+
+
+def held_by_all(
+    parameters: "Iterable[torch.nn.Parameter]", world: World
+) -> "list[torch.nn.Parameter]":
+    """Return the parameters that every process holds whole; none where there is one process."""
+    from torch.distributed.tensor import DTensor
+
+    return [p for p in parameters if world.size > 1 and not isinstance(p, DTensor)]
+
+
+def put_away(model: "torch.nn.Module") -> None:
+    """Leave a sharded model's embedding and head to the shards, after a pass without gradients."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def add_up_gradients(held: "Sequence[torch.nn.Parameter]", world: World) -> None:

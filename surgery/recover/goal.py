@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgery.recover.batch import Batch
+from surgery.recover.distributed import put_away
 from surgery.recover.heads import Head, States, states_of
 from surgery.recover.losses import Objective
 from surgery.recover.session import HELD_OUT_ROWS, Session, computing
@@ -70,6 +71,8 @@ class OnLogits:
                 loops=states.loops,
             )
         (parts.total * (self.world.size / max(tokens, 1))).backward()  # type: ignore[no-untyped-call]
+        if self.session.teacher is not None:
+            self.session.teacher.put_away()
         sums = {name: float(value) for name, value in parts.parts.items()}
         return {"loss": float(parts.total.detach()), **sums}
 
@@ -91,6 +94,7 @@ class OnLogits:
                 parts = CE(self._states(batch).hidden, self._head(), batch.targets)
                 total, tokens = total + float(parts.total), tokens + batch.tokens
         model.train()
+        put_away(model)
         total, whole = self.world.total(total, tokens)
         return total / whole if whole else None
 

@@ -30,7 +30,7 @@ def keeps_apart(loaded: Loaded) -> bool:
     ids_bt[1, :_LENGTH] = ids_bt[1, :_LENGTH].flip(0)
     position_bt = (torch.arange(2 * _LENGTH, device=loaded.device) % _LENGTH).repeat(2, 1)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # shards could not be trained after inference_mode
             given = {"input_ids": ids_bt, "position_ids": position_bt, "use_cache": False}
             logits_btv: torch.Tensor = loaded.model(**given).logits[:, _LENGTH:].float()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

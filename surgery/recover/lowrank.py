@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MEASURED = ("eva", "corda")  # starts that look at inputs
 NAME = "default"  # of the adapter
+PARTS = ("lora_A", "lora_B")
 ASKED = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),
     *("target_modules", "target_parameters", "fan_in_fan_out"),
@@ -106,7 +107,7 @@ def _inject(
         from peft import EvaConfig
 
         config.eva_config = EvaConfig(rho=1.0)
-    with _names_as_they_are(model):
+    with _names_as_they_are(model), _drawn(model):
         wrapped = get_peft_model(model, config)
     if start == "eva":
         initialize_lora_eva_weights(wrapped, list(samples), show_progress_bar=False)
@@ -125,6 +126,39 @@ def _names_as_they_are(model: Any) -> Iterator[None]:  # noqa: ANN401
         yield
     finally:
         model.config.model_type = kept
+
+
+@contextmanager
+def _drawn(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Keep the factors that are drawn for a model without values, which peft leaves without too."""
+    import torch
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    if not any(p.is_meta for p in model.parameters()):
+        yield
+        return
+    drawn: dict[Any, list[torch.Tensor]] = {}
+    real = LoraLayer.reset_lora_parameters
+
+    def draw(layer: Any, name: str, start: object) -> None:  # noqa: ANN401
+        real(layer, name, start)
+        weights = (getattr(layer, part)[name].weight for part in PARTS)
+        drawn[layer] = [weight.detach().clone() for weight in weights]
+
+    LoraLayer.reset_lora_parameters = draw
+    try:
+        yield
+    finally:
+        LoraLayer.reset_lora_parameters = real
+    for layer, values in drawn.items():
+        base = (
+            layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
+        )
+        for part, value in zip(PARTS, values, strict=True):
+            held = getattr(layer, part)[NAME]
+            # peft rounds them to the base's dtype before it holds them in float32.
+            rounded = value.to(base.dtype).to(held.weight.dtype)
+            held.weight = torch.nn.Parameter(rounded, requires_grad=held.weight.requires_grad)
 
 
 def _measure_corda(model: Any, config: Any, samples: Samples) -> None:  # noqa: ANN401
@@ -167,7 +201,7 @@ def _share(model: Any, placed: Mapping[str, Target]) -> None:  # noqa: ANN401
     for module, target in placed.items():
         if target.first != target.name and target.first in places:
             own, first = (model.get_submodule(m) for m in (module, places[target.first]))
-            for part in ("lora_A", "lora_B"):
+            for part in PARTS:
                 getattr(own, part)[NAME].weight = getattr(first, part)[NAME].weight
 
 

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 class Masks:
     """The places that stay zero, by the parameter's name in memory.
 
-    Taken from whole parameters; a parameter that has been sharded since gets its own part.
+    Taken from whole parameters, which may be sharded since, or from the parts that are here.
     """
 
     def __init__(self, parameters: "Mapping[str, torch.Tensor]") -> None:
-        self._kept = {name: p.detach() != 0 for name, p in parameters.items()}
+        self._kept = {name: _local(p.detach()) != 0 for name, p in parameters.items()}
+
+    def renewed(self, parameters: "Mapping[str, torch.Tensor]") -> "Masks":
+        """Return the masks of the same parameters as they are now."""
+        return Masks({name: parameters[name] for name in self._kept})
 
     def on_gradients(self, parameters: "Mapping[str, torch.Tensor]") -> None:
         """Set gradients of what stays zero to zero."""

@@ -60,6 +60,14 @@ def converted(model: Any, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, t
     return found
 
 
+def only_renames(model: Any) -> bool:  # noqa: ANN401
+    """Whether the files hold every parameter as it is in memory, whatever they call it."""
+    from transformers.core_model_loading import WeightConverter
+
+    every = getattr(model, "_weight_conversions", None) or ()
+    return not any(isinstance(conversion, WeightConverter) for conversion in every)
+
+
 def bundles(model: Any, student: Checkpoint, trained: Collection[str]) -> tuple[Bundle, ...]:  # noqa: ANN401
     """Return how parameters get from memory to the student's files, a layer at a time.
 
@@ -158,7 +166,11 @@ def stored_as(
     bundle: Bundle,
     parameters: "Mapping[str, torch.Tensor]",
 ) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Yield the student's names of what trains in a bundle, and the tensors as they are stored."""
-    for name, tensor in converted(model, {n: parameters[n] for n in bundle.memory}).items():
+    """Yield the student's names of what trains in a bundle, and the tensors as they are stored.
+
+    Args:
+        parameters: those of the bundle; where tensors are only renamed, any of them.
+    """
+    for name, tensor in converted(model, parameters).items():
         if name in bundle.disk:
             yield bundle.disk[name], tensor

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import open_checkpoint
 from surgery.disk import io_errors
 from surgery.errors import TrainError
-from surgery.evaluate.load import find_dtype, load, open_source
+from surgery.evaluate.load import find_dtype, open_source
 from surgery.recover.ask import Ask, check_ask
 from surgery.recover.batch import Batch
 from surgery.recover.data import Rows
-from surgery.recover.distributed import World, joined
+from surgery.recover.distributed import World, joined, put_away
 from surgery.recover.figures import Curve, finite
 from surgery.recover.goal import CE, Goal, OnLogits
 from surgery.recover.heads import Head, head_of, states_of
@@ -24,6 +24,7 @@ from surgery.recover.loop import Loop, Progress, Remark
 from surgery.recover.output import healed, keep_adapter, open_trained
 from surgery.recover.selected import handed_on
 from surgery.recover.session import Session, computing, opened
+from surgery.recover.spread import load_shared
 from surgery.run import run
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ def heal(
             return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
         if world.is_first:
             write(ask, done.told, mode=kind.mode, force=force, **limits)
-            _check_written(ask, world, done)
+        world.wait()
+        _check_written(ask, world, done)
+        if world.is_first:
             adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
         world.wait()
     return Recovery(first=first, out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
@@ -150,7 +153,7 @@ def _train(ask: Ask, world: World, make: Callable[[Session], Loop], kind: Kind) 
             export(session, ask.folder / "trained")
             model = session.loaded.model
             assert session.head is not None  # noqa: S101 - whole models have one
-            cost = _cost(model, session.head.renewed(model), world, rows, half=half)
+            cost = _cost(model, session.head, world, rows, half=half)
         return _Done(curve=curve, told=told_of(loop), rows=rows, half=half, cost=cost)
 
 
@@ -223,7 +226,7 @@ def _check_written(ask: Ask, world: World, done: _Done) -> None:
     with ExitStack() as scratch:
         source = open_source(str(ask.out), scratch)
     dtype = find_dtype("bfloat16" if done.half else "float32", world.device)
-    loaded = load(source, device=world.device, dtype=dtype)
+    loaded = load_shared(source, world, dtype)
     found = _cost(loaded.model, head_of(loaded.model), world, done.rows, half=done.half)
     if not abs(found - done.cost) <= SLACK * max(done.cost, 1.0):
         fact = f"has a loss of {found:.4f} on rows where the trained model has {done.cost:.4f}"
@@ -238,5 +241,6 @@ def _cost(model: Any, head: Head, world: World, rows: Rows, *, half: bool) -> fl
     batch = Batch.of(rows, range(CHECKED_ROWS), world.device)
     with torch.no_grad(), computing(world.device, half=half):
         states = states_of(model, batch.inputs(model))
-        parts = CE(states.hidden, head, batch.targets)
+        parts = CE(states.hidden, head.renewed(model), batch.targets)
+    put_away(model)
     return float(parts.total) / max(batch.tokens, 1)

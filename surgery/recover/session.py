@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.anatomy import anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import RecipeError
 from surgery.evaluate.load import Loaded, find_dtype, load, open_source
@@ -16,7 +16,7 @@ from surgery.evaluate.tokens import difference_between
 from surgery.recover.ask import Ask
 from surgery.recover.batch import Batch
 from surgery.recover.data import Rows, Source, read_data
-from surgery.recover.distributed import World, shard
+from surgery.recover.distributed import World, held_by_all, put_away, shard
 from surgery.recover.heads import Head, head_of
 from surgery.recover.isolation import keeps_apart
 from surgery.recover.losses import Objective
@@ -24,6 +24,7 @@ from surgery.recover.meter import Meter, peak_of
 from surgery.recover.select import Selection
 from surgery.recover.selecting import select_documents
 from surgery.recover.settings import Settings
+from surgery.recover.spread import Spread, layers_of, load_empty, load_shared, streams
 from surgery.recover.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
@@ -118,29 +119,26 @@ def opened(
             Objective(settings.losses).check(cached=ask.cache is not None)
         check_context(settings, source)
         half = uses_bfloat16(settings, world)
-        dtype: Any = "bfloat16" if half else "float32"
-        loaded = load(source, device=world.device, dtype=find_dtype(dtype, world.device))
+        dtype: Any = find_dtype("bfloat16" if half else "float32", world.device)
+        may_stream = prepare is None and streams(ask, world)
+        spread = load_empty(source, world, dtype) if may_stream else None
+        loaded = spread.loaded if spread else load(source, device=world.device, dtype=dtype)
+        layers = layers_of(loaded.model, student)
+        begin = partial(_begin, ask, world, loaded.model, layers, student)
+        trainable = begin(spread=spread) if spread else None
         parent = _parent(ask, world, scratch, source)
         rows, held_out, selection = _rows(ask, world, source, loaded, parent)
         for found in (rows, held_out):
             if found is not None:
                 found.check_fits(loaded.embeddings, ask.student)
         head = head_of(loaded.model)
+        put_away(loaded.model)
         teacher = _teacher(ask, loaded, parent, rows)
         if prepare is not None:
             prepare(loaded.model)
-        prefix = anatomy(student).stack.prefix
-        layers = list(loaded.model.get_submodule(prefix).children())
-        samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
-        trainable = make_trainable(loaded.model, student, settings, samples=samples)
-        to_masters(trainable, settings)
-        held = shard(
-            layers,
-            trainable.parameters.values(),
-            world,
-            whole=settings.train == "full",
-            half_precision=half,
-        )
+        if trainable is None:
+            samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
+            trainable = begin(samples=samples, alone=prepare is not None)
         _save_memory(loaded.model, settings)
         if compiles(settings, world):
             _compile(layers)
@@ -149,7 +147,7 @@ def opened(
             world=world,
             student=student,
             loaded=loaded,
-            head=head,
+            head=head.renewed(loaded.model),
             trainable=trainable,
             layers=layers,
             rows=rows,
@@ -157,8 +155,43 @@ def opened(
             held_out=held_out,
             teacher=teacher,
             teacher_size=parent.parameters if parent is not None and teacher is not None else 0,
-            held=held,
+            held=held_by_all(trainable.parameters.values(), world),
         )
+
+
+def _begin(
+    ask: Ask,
+    world: World,
+    model: Any,  # noqa: ANN401
+    layers: "Sequence[torch.nn.Module]",
+    student: Checkpoint,
+    *,
+    spread: Spread | None = None,
+    samples: "Sequence[dict[str, torch.Tensor]]" = (),
+    alone: bool = False,
+) -> Trainable:
+    """Choose what trains of a student, shard it, and give it its values if it has none.
+
+    Args:
+        spread: the student without values.
+        samples: see `make_trainable`.
+        alone: layers may be called without the model around them.
+    """
+    settings = ask.settings
+    trainable = make_trainable(model, student, settings, samples=samples)
+    to_masters(trainable, settings)
+    shard(
+        layers,
+        trainable.parameters.values(),
+        world,
+        whole=settings.train in ({"full"} if alone else {"full", "half", "new"}),
+        half_precision=uses_bfloat16(settings, world),
+        root=None if alone else model,
+    )
+    if spread is not None:
+        spread.fill(world)
+        trainable.renew_masks()
+    return trainable
 
 
 def check_context(settings: Settings, source: FoundModel) -> None:
@@ -216,8 +249,11 @@ def _parent(ask: Ask, world: World, scratch: ExitStack, source: FoundModel) -> L
         remedy = "a teacher needs the student's tokenizer"
         raise RecipeError(f"--teacher {ask.teacher}", odd, remedy)
     check_context(ask.settings, parent)
-    dtype: Any = "bfloat16" if uses_bfloat16(ask.settings, world) else "float32"
-    return load(parent, device=world.device, dtype=find_dtype(dtype, world.device))
+    half = uses_bfloat16(ask.settings, world)
+    dtype = find_dtype("bfloat16" if half else "float32", world.device)
+    if ask.settings.select is None:
+        return load_shared(parent, world, dtype)
+    return load(parent, device=world.device, dtype=dtype)  # one process alone asks it
 
 
 def _teacher(ask: Ask, student: Loaded, parent: Loaded | None, rows: Rows) -> Any:  # noqa: ANN401

@@ -17,6 +17,7 @@ from surgery.errors import CheckpointError, RecipeError, TrainError
 from surgery.evaluate.load import Loaded, find_device, find_dtype, first_line, load, open_source
 from surgery.recover.answers import AnswersWriter, Size, open_answers
 from surgery.recover.data import Row, Rows, read_data
+from surgery.recover.distributed import put_away
 from surgery.recover.fused import TeacherHidden, TeacherTopK, bent_
 from surgery.recover.heads import Head, accepts_positions, head_of, states_of
 from surgery.recover.isolation import keeps_apart
@@ -63,6 +64,7 @@ class OnlineTeacher:
         self.path, self.model, self.layers = loaded.path, loaded.model, layers
         self.model.eval().requires_grad_(False)
         self.head = head_of(self.model)
+        self.put_away()
 
     def batch(self, fed: Fed) -> TeacherHidden:
         """Return what its head gets at all n tokens.
@@ -79,7 +81,11 @@ class OnlineTeacher:
         except (RuntimeError, ValueError, IndexError) as error:
             fact = f"the forward pass fails ({first_line(error)})"
             raise TrainError(self.path, fact, "lower the tokens fed at once") from error
-        return TeacherHidden(states.hidden, self.head, states.layers)
+        return TeacherHidden(states.hidden, self.head.renewed(self.model), states.layers)
+
+    def put_away(self) -> None:
+        """Leave what was gathered for the latest answer to the shards."""
+        put_away(self.model)
 
 
 class CachedTeacher:
@@ -101,6 +107,9 @@ class CachedTeacher:
         starts = self.answers.arrays["starts"]
         if len(starts) != rows.stored + 1 or starts[-1] != len(self.answers.arrays["tail"]):
             raise CheckpointError(path, "is not whole", "cache the teacher again")
+
+    def put_away(self) -> None:
+        """Nothing is gathered."""
 
     def batch(self, fed: Fed) -> TeacherTopK:
         """Return the answers at all n tokens; where nothing is predicted they tell nothing."""

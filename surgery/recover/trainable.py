@@ -1,5 +1,6 @@
 """What trains of a student, and how it gets back onto disk."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,15 @@ from surgery.plan import TensorSpec
 from surgery.recover.adapter import adapter_config, adapter_tensors, write_config
 from surgery.recover.lowrank import Lora, Samples, add_lora
 from surgery.recover.masks import Masks
-from surgery.recover.names import Bundle, bundles, disk_names, names_of, plain_name, stored_as
+from surgery.recover.names import (
+    Bundle,
+    bundles,
+    disk_names,
+    names_of,
+    only_renames,
+    plain_name,
+    stored_as,
+)
 from surgery.recover.output import TRAINED, open_trained
 from surgery.recover.selected import (
     MATRIX,
@@ -69,10 +78,22 @@ class Trainable:
 
     def groups(self, settings: Settings) -> list[dict[str, Any]]:
         """Return the optimiser's groups: weight decay acts on matrices only."""
-        matrices = [p for p in self.parameters.values() if p.dim() >= MATRIX]
-        others = [p for p in self.parameters.values() if p.dim() < MATRIX]
-        decays = ((matrices, settings.weight_decay), (others, 0.0))
-        return [{"params": ps, "weight_decay": d, "share": 1.0} for ps, d in decays if ps]
+        kinds: dict[tuple[bool, type], list[torch.nn.Parameter]] = defaultdict(list)
+        for p in self.parameters.values():
+            kinds[p.dim() >= MATRIX, type(p.data)].append(
+                p
+            )  # fused steps take shards by themselves
+        decay = settings.weight_decay
+        order = sorted(kinds.items(), key=lambda kind: not kind[0][0])
+        return [
+            {"params": ps, "weight_decay": decay if is_matrix else 0.0, "share": 1.0}
+            for (is_matrix, _), ps in order
+        ]
+
+    def renew_masks(self) -> None:
+        """Take masks anew, once weights are there that were not when the masks were taken."""
+        if self.masks is not None:
+            self.masks = self.masks.renewed(self._plain())
 
     def before_step(self) -> None:
         """Set gradients of zeros that stay to zero; call it before gradients are measured."""
@@ -116,8 +137,9 @@ class Trainable:
 
     def _stored(self, bundle: Bundle) -> "Iterator[tuple[str, torch.Tensor]]":
         found = self._plain()
-        whole = {name: gathered(found[name]) for name in bundle.memory}
-        yield from stored_as(self.model, bundle, whole)
+        parts = [[n] for n in bundle.memory] if only_renames(self.model) else [bundle.memory]
+        for names in parts:
+            yield from stored_as(self.model, bundle, {n: gathered(found[n]) for n in names})
 
     def _told(self, bundle: Bundle) -> Iterator[tuple[str, TensorSpec]]:
         found = self._plain()
