@@ -58,6 +58,14 @@ def test_commands_take_it(command, name, converted, capsys):
     )
 
 
+def test_eval_measures_it(converted, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("nothing is kept of what is not looked at " * 8)
+    words = ["eval", str(converted("qwen3")), "--text", str(text), "--json"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["lizard", "gla"])
 def test_reproduce_gives_the_same_bytes(method, converted, tmp_path):
     operation = Operation(compile_plan=linearize, open_input=open_checkpoint)
