@@ -117,9 +117,10 @@ def relative_error(pair: Pair) -> Tensor:
 
     The variance of every channel is over the kept tokens; 1 is what their mean would cost.
 
-    Source: LoLCATs, arXiv 2410.10254, equation 6, for the mean square on outputs before the
-    projection. Deviation: its factor of 1000 is replaced by one over the variance, so that layers
-    of large outputs, whose errors its Table 15 spans from 0.02 to 48.7, do not count for more.
+    Source: LoLCATs, arXiv 2410.10254, attention transfer: 1000 times the mean square of outputs
+    before their projection, in its code. Deviation: one over the variance stands for the 1000, so
+    that layers of large outputs (its errors of layers of one model are from 0.02 to 48.7) do not
+    count for more.
     """
     student, teacher = (_exact(x)[pair.keep] for x in (pair.student, pair.teacher))
     spread = (teacher - teacher.mean(0)).square().mean()
@@ -133,7 +134,8 @@ def attention_entropy(pair: Pair) -> Tensor:
     A mixer's output is linear in the values, so that values of the identity give its weights.
     Quadratic in the tokens of a row.
 
-    Source: LoLCATs, arXiv 2410.10254, appendix A.1 (its code has it as `xent_factor`).
+    Source: LoLCATs, arXiv 2410.10254, the cross-entropy part of attention transfer; its code has
+    it as `xent_factor`, 0 by default.
     """
     seen, shape = pair.seen, pair.module.mixer.shape
     b, h, r, t, _ = seen.q.shape

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.linearize.transfer_ask import ATTENTION, TRANSFER, TransferSettings
 from surgery.linearize.comparing import (
     Pair,
     attention_entropy,
@@ -15,12 +14,14 @@ from surgery.linearize.comparing import (
     relative_error,
 )
 from surgery.linearize.methods import METHODS
+from surgery.linearize.transfer_ask import ATTENTION, TRANSFER, TransferSettings
 from surgery.models.linear_layer import converted, keep_teacher
 from surgery.recover.batch import Batch
 from surgery.recover.data import Rows
 from surgery.recover.goal import scale_down
 from surgery.recover.names import layer_of
 from surgery.recover.session import HELD_OUT_ROWS, Session, computing
+from surgery.recover.settings import Settings
 
 LAYER = "layer."  # what its figures are called, before its number
 Feed = Callable[[Rows, Batch], Mapping[str, Any]]
@@ -65,7 +66,7 @@ class TransferGoal:
         """Return the mean error over held-out rows, or rows of the first step where none are."""
         sums: dict[str, float] = {}
         total, rows = 0.0, self.session.held_out or self.session.rows
-        count = measured_rows(self.session)
+        count = measured_count(self.settings, self.session.rows, self.session.held_out)
         with torch.no_grad():
             for first in range(0, count, self.world.size):
                 index = first + self.world.rank
@@ -135,11 +136,11 @@ class TransferGoal:
         return {"loss": error + self.weight * entropy, "error": error, **sums}
 
 
-def measured_rows(session: Session) -> int:
-    """Return how many rows are measured."""
-    if session.held_out is not None:
-        return min(len(session.held_out), HELD_OUT_ROWS)
-    return min(session.settings.batch_rows, session.rows.stored)
+def measured_count(settings: Settings, rows: Rows, held_out: Rows | None) -> int:
+    """Return how many rows are measured, of held-out text or else of the first step."""
+    if held_out is not None:
+        return min(len(held_out), HELD_OUT_ROWS)
+    return min(settings.batch_rows, len(rows))
 
 
 def mean_of(by_layer: Mapping[str, float]) -> float | None:
