@@ -3,9 +3,9 @@
     PYTHONPATH=. python -m benchmarks.linearize --work DIR [--seeds 3] [--only lolcats,liger]
 
 Each cell is `surgery linearize` by its Python API: convert fixtures/base with a window of 16
-tokens, transfer, recover with LoRA, measure on held-out text, and probe recall: the tokens of held-out
-documents that repeat one more than 64 tokens back, four windows away. Every figure is kept in DIR
-as soon as it is there; the same command goes on. One thread.
+tokens, transfer, recover with LoRA, measure on held-out text, and probe recall: the tokens of
+held-out documents that repeat one more than 64 tokens back, four windows away. Every figure is kept
+in DIR as soon as it is there; the same command goes on. One thread.
 """
 
 import argparse
@@ -221,8 +221,9 @@ def write_page(folder: Path, found: dict[str, list[dict[str, Any]]], seeds: int)
         f"byte on fixtures/heldout/mix, which nobody trained on. A window of {WINDOW} tokens "
         "(sinks among them) where the method has one. "
         f"Each stage: {TOKENS:,} tokens of the base's own kinds of text, LoRA of rank "
-        f"{RATES['rank']} at {RATES['lr']:g}; a seed sets the text, its order and the random starts. Bits per byte, means over seeds, lower is better. "
-        "`swa-sink` is the same window with 4 sinks, without any training, in the same layers.",
+        f"{RATES['rank']} at {RATES['lr']:g}; a seed sets the text, its order and the random starts. "
+        "Bits per byte, means over seeds, lower is better. `swa-sink` is the same window with 4 "
+        "sinks, without any training, in the same layers.",
         "\n".join(
             table(("method", *names, "of the untrained gap closed", "CPU s, seed 0"), rows)
         ).rstrip(),
