@@ -11,7 +11,7 @@ CONTEXT, ROWS = 128, 16
 STEP = CONTEXT * ROWS  # tokens
 GROWN_STEPS, HEALED_STEPS = 150, 48
 GROWN_RATES, HEALED_RATES = (1e-3, 2e-3, 4e-3), (3e-4, 1e-3, 3e-3)
-MULTIPLES = (1, 5, 25, 125)  # of a mode's default
+MULTIPLES = (1, 10, 50)  # of a mode's default
 GROWN: Mapping[str, Any] = {
     "train": "full", "schedule": "cosine", "floor": 0.1, "warmup": 0.1, "weight_decay": 0.1,
 }  # fmt: skip
