@@ -22,6 +22,11 @@ BLIND = ("1", "3")
 LIBRARY = ("argparse", "subprocess", "tarfile")  # modules; the texts to measure on are from others
 HEALING = ("--train", "full", "--lr", "1e-3", "--tokens", "50K", "--batch-tokens", "2048")
 
+LINEAR = (
+    *("--stage", "transfer,full", "--transfer-tokens", "20K", "--tokens", "20K"),
+    *("--lr", "1e-3", "--batch-tokens", "1024"),
+)
+
 
 def command(
     *,
@@ -41,6 +46,7 @@ def command(
     _merge(tour, output)
     _reshape(tour, output)
     _heal(tour, output)
+    _linearize(tour, output)
     tour.close(output)
 
 
@@ -113,6 +119,17 @@ def _heal(tour: "_Tour", output: Path) -> None:
     tour.run("recover", pruned, *ask, "-o", healed, "--force", "--fresh")
     tour.say("The parent, the model without the layer, and the same model healed.")
     tour.run("eval", base, pruned, healed, "--text", output / "mix.jsonl")
+
+
+def _linearize(tour: "_Tour", output: Path) -> None:
+    base, fast = output / "base", output / "base-linear"
+    library = Path(sysconfig.get_path("stdlib"))
+    data = [word for name in LIBRARY for word in ("--data", library / f"{name}.py")]
+    tour.say("Give three of four layers linear attention: what they keep of a text does not grow.")
+    ask = ("--method", "lolcats", "--window", "16", "--keep-softmax", "every:4")
+    more = (*data, "--held-out", output / "mix.jsonl", *LINEAR)
+    tour.run("linearize", base, *ask, *more, "-o", fast, "--force", "--fresh")
+    tour.say("Two rows keep it honest: a window that took no training, and no linear branch.")
 
 
 def _prepare(output: Path) -> None:

@@ -19,7 +19,7 @@ def test_the_tour_ends_well_and_can_be_repeated(
     assert "not what its parent writes" in told
     assert "reproduced: 56 tensors identical" in told
     typed = [line.strip() for line in told.split("to repeat any step:")[1].splitlines()[1:]]
-    assert len(typed) == 21
+    assert len(typed) == 22
     assert "v2-with-uni" in told
     assert all(main(line.split()[1:]) == 0 for line in typed[:10])
 

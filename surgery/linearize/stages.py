@@ -16,6 +16,7 @@ from surgery.linearize.assembled import assembled, changed
 from surgery.linearize.compared import compared
 from surgery.linearize.convert import linearize
 from surgery.linearize.identity import digest_of, file_digest, identity_of, recorded_digests
+from surgery.linearize.methods import METHODS
 from surgery.linearize.table import Held, as_dicts
 from surgery.publish import discard
 from surgery.recover.ask import Ask as Recovering
@@ -196,23 +197,30 @@ class _Chain:
         key = digest_of([self.key, self.ask.keep_softmax])
         if mark.get("key") != key:
             self.watch.stage("chosen")
+            trains = METHODS[self.ask.method].projections
             found = choose_layers(
                 transferred,
                 self.ask.data,
                 count=self.ask.measured or 0,
+                teacher=self.ask.model if trains else None,
                 context=self.ask.settings(TRANSFER, self.base.config).context,
                 device=self.ask.device,
                 seed=self.ask.seed,
+                progress=self._progress("layers"),
             )
-            mark = {"key": key, "layers": list(found.layers), "costs": found.as_dict()}
+            mark = {"key": key, **found.as_dict()}
             self._write_mark("chosen", mark)
-        self.chosen = {"layers": mark["layers"], "costs": mark["costs"]}
+        self.chosen = {name: mark[name] for name in ("layers", "kl", "tokens")}
         self.keep = ",".join(str(n) for n in mark["layers"])
         self.key = digest_of([self.key, self.keep])
         asked = self.ask.conversion(self.keep)
         self.models[UNTRAINED] = self._model(UNTRAINED, lambda: linearize(self.base, **asked))
         student = open_checkpoint(transferred)
         return self._model(KEPT, lambda: linearize(student, self.base, **asked))
+
+    def _progress(self, what: str) -> Callable[[int, int], None] | None:
+        watch = self.watch.measuring
+        return None if watch is None else lambda done, total: watch(what, done, total)
 
     def _finish(self, at: Path, *, force: bool) -> Outcome:
         """Measure, and write the model with all that is told of it."""

@@ -9,6 +9,7 @@ from surgery.charts import LINES, SAME, piece
 from surgery.report.blocks import Block, Chart, Section, Table, choose, shown
 from surgery.report.fields import Fields, named
 from surgery.report.lineage import Ancestor
+from surgery.report.linearized import OPERATION
 from surgery.report.measured import labelled
 from surgery.report.reading import Collected, Training
 
@@ -23,12 +24,16 @@ FIGURES = {
     "mfu": "MFU",
 }
 NO_LOSS = {"step", "steps", "tokens", "seconds", "verdict", "loss", *FIGURES}
+
 Line = list[tuple[float, float | None]]
 HEADINGS = (
     "recovery", "trains", "parameters trained", "teacher", "steps", "skipped", "tokens",
     "loss, first", "loss, last", "held out before", "held out after",
 )  # fmt: skip
-ABOUT = "Losses and held-out figures are means in nats per token."
+ABOUT = (
+    "Losses and held-out figures are means in nats per token; those of a transfer are the error of "
+    "layers' outputs, as a share of their variance."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,9 @@ def _curves(collected: Collected) -> Iterator[Curve]:
         yield _of_folder(training, recovered.pop(str(place), None))
     for model in recovered.values():
         yield _of_record(model)
+    for model in collected.lineage.made:
+        if model.operation == OPERATION and model.record:
+            yield from _of_stages(model.name, model.record.some("facts"))
 
 
 def _of_folder(training: Training, model: Ancestor | None) -> Curve:
@@ -104,9 +112,18 @@ def _line(steps: Sequence[Fields], key: str) -> Line:
 
 def _of_record(model: Ancestor) -> Curve:
     facts = model.record.some("facts") if model.record else Fields({}, Path(model.key))
+    return _told(model.name, facts.text("trained") or "-", facts)
+
+
+def _of_stages(name: str, facts: Fields) -> Iterator[Curve]:
+    for stage in facts.each("stages"):
+        mode = stage.text("stage") or "-"
+        yield _told(f"{name}: {mode}", mode, stage)
+
+
+def _told(name: str, mode: str, facts: Fields) -> Curve:
     line = [(row[0] or 0.0, row[1]) for row in facts.grid("losses") if len(row) > 1]
-    lines = {"loss": line} if line else {}
-    return Curve(name=model.name, lines=lines, mode=facts.text("trained") or "-", told=facts)
+    return Curve(name=name, lines={"loss": line} if line else {}, mode=mode, told=facts)
 
 
 def _chart(

@@ -8,6 +8,7 @@ from surgery.page_style import STYLE
 from surgery.provenance import tool_version
 from surgery.report.blocks import Section
 from surgery.report.curves import curves
+from surgery.report.linearized import linearized
 from surgery.report.maps import similarity, weights
 from surgery.report.measured import Run
 from surgery.report.pareto import pareto
@@ -28,6 +29,7 @@ def sections(collected: Collected) -> Iterator[Section]:
     yield gates(runs)
     yield tasks(runs)
     yield pareto(runs)
+    yield linearized(collected)
     yield curves(collected)
     yield weights(runs)
     yield similarity(runs)

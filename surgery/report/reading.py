@@ -79,6 +79,8 @@ def read_all(paths: Sequence[Path]) -> Collected:
             raise CheckpointError(path, "does not exist", "name a run.json or a directory")
         if path.is_dir() and (path / METRICS).exists():
             trainings[path.resolve()] = read_training(path)
+        elif path.is_dir() and (inside := _runs_in(path)):
+            trainings |= {run.resolve(): read_training(run) for run in inside}
         elif path.is_dir() or path.name.endswith(".safetensors"):
             roots.append(trace_root(path))
         elif path.name == RECORD:
@@ -93,6 +95,11 @@ def read_all(paths: Sequence[Path]) -> Collected:
     if found.is_empty:
         raise CheckpointError(paths[0], "holds nothing that a report could show")
     return found
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the folders of recoveries that a run of several stages holds, in a fixed order."""
+    return sorted(p.parent for p in folder.glob(f"*{RUN_FOLDER}/{METRICS}"))
 
 
 def trace_root(path: Path) -> Ancestor:

@@ -34,9 +34,14 @@ def test_what_the_other_commands_save_fills_every_section(tmp_path, monkeypatch)
         "eval", BASE, "cut", "healed", "--text", "text.jsonl", "--pairs", "quiz.jsonl", "--maps",
         "--samples", "1", "--speed", "--gate", "bpb<9", "-o", "run.json",
     )  # fmt: skip
-    found = read_all([Path("run.json"), Path("healed"), Path("healed.surgery-run")])
+    surgery(
+        "linearize", BASE, "--method", "swa-sink", "--window", "16", "--stage", "none",
+        "--held-out", "text.jsonl", "-o", "window",
+    )  # fmt: skip
+    runs = [Path("run.json"), Path("healed"), Path("healed.surgery-run")]
+    found = read_all([*runs, Path("window")])
     assert [section.name for section in sections(found) if not section.blocks] == []
     assert [len(run.steps) for run in found.trainings] == [4]
-    names = [model.name for model in found.lineage.models.values()]
+    names = [model.name for model in read_all(runs).lineage.models.values()]
     assert names == ["healed", "cut", "healed.surgery-run/trained", "base"]
     surgery("report", "run.json", "healed", "healed.surgery-run", "-o", "report.html")
