@@ -241,8 +241,6 @@ def window_attention(
     """
     b, t, wide = q.shape[0], q.shape[3], torch.promote_types(q.dtype, torch.float32)
     zeros = torch.zeros(b, lead + t, dtype=torch.long, device=q.device)
-    q_docs = zeros[:, lead:] if q_docs is None else q_docs
-    k_docs = zeros if k_docs is None else k_docs
     reach = min(window, lead + t)
     size = min(max(reach, BLOCK), t)
     extra, rest = reach - 1 - lead, -t % size
@@ -252,26 +250,27 @@ def window_attention(
             pad(_there(x.to(wide), k_docs), (0, 0, extra, rest)).unfold(3, reach - 1 + size, size)
             for x in (k, v)
         )
-        asked = torch.unflatten(pad(q_docs, (0, rest), value=-1), 1, (-1, size))
-        given = pad(_nowhere(k_docs), (extra, rest), value=NOWHERE).unfold(1, k.shape[-1], size)
+        asked, given = zeros[:, lead:] if q_docs is None else q_docs, _nowhere(k_docs, zeros)
+        asked = torch.unflatten(pad(asked, (0, rest), value=-1), 1, (-1, size))
+        given = pad(given, (extra, rest), value=NOWHERE).unfold(1, k.shape[-1], size)
         pairs = [(_masked(_times(q, k), asked, given, _band(size, reach, q.device)), v.mT)]
         if anchors is not None:
             slots = torch.arange(lead, lead + t + rest, device=q.device).reshape(-1, size)
             far = slots[..., None] - anchors.slots[:, None, None] >= window
-            further, docs = _there(anchors.k.to(wide), anchors.docs), _nowhere(anchors.docs)
+            further, docs = _there(anchors.k.to(wide), anchors.docs), _nowhere(anchors.docs, zeros)
             scores = _masked(_times(q, further.mT[:, :, :, None]), asked, docs[:, None], far)
             pairs.append((scores, _there(anchors.v.to(wide), anchors.docs)[:, :, :, None]))
         found = _summed(pairs)
     return Windowed(*(x.flatten(3, 4)[:, :, :, :t] for x in found))
 
 
-def _there(x: Tensor, docs: Tensor) -> Tensor:
+def _there(x: Tensor, docs: Tensor | None) -> Tensor:
     """Zeros for padding: it may be infinite."""
-    return x.masked_fill((docs < 0)[:, None, None, :, None], 0)
+    return x if docs is None else x.masked_fill((docs < 0)[:, None, None, :, None], 0)
 
 
-def _nowhere(docs: Tensor) -> Tensor:
-    return docs.masked_fill(docs < 0, NOWHERE)
+def _nowhere(docs: Tensor | None, zeros: Tensor) -> Tensor:
+    return zeros if docs is None else docs.masked_fill(docs < 0, NOWHERE)
 
 
 def _band(size: int, reach: int, device: torch.device) -> Tensor:
