@@ -15,6 +15,7 @@ from surgery.errors import Exit, RecipeError
 from surgery.recover.ask import Ask, check_ask
 from surgery.recover.settings import (
     LEARNING_RATES,
+    Kernels,
     Optimizer,
     Precision,
     Schedule,
@@ -135,6 +136,16 @@ def command(
             help="Compile the decoder layers.  [default: in long runs on a GPU]",
         ),
     ] = None,
+    kernels: Annotated[
+        Kernels | None,
+        typer.Option(help="liger: its kernels, on CUDA, if the first batch comes out the same."),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="tensorboard|wandb", help="Gets the figures of every step too; repeatable."
+        ),
+    ] = None,
     save_steps: Annotated[int, typer.Option(help="Save every so many steps; 0 by time alone.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on with an earlier run, or start anew.")
@@ -191,6 +202,7 @@ def command(
         precision=precision,
         checkpointing=checkpointing,
         compile=compiled,
+        kernels=kernels,
         select=select,
         select_share=select_share,
         eval_steps=eval_steps,
@@ -208,6 +220,7 @@ def command(
         device=device,
         resume=resume,
         keep_adapter=keep_adapter,
+        logs=tuple(log or ()),
     )
     limits = {"memory": parse_size(memory, "--memory")}
     check_ask(ask, force=force)

@@ -7,6 +7,8 @@ from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.adapters import CONFIG
 from surgery.errors import CheckpointError, PlanError, RecipeError
 from surgery.preflight import check_place
+from surgery.recover.kernels import check_kernels
+from surgery.recover.logs import check_logs
 from surgery.recover.settings import NEEDS_TEACHER, Settings
 from surgery.recover.sources import Source
 
@@ -26,6 +28,7 @@ class Ask:
         device: cpu, cuda, ...
         resume: go on where an earlier run stopped.
         keep_adapter: keep LoRA's adapter beside the output.
+        logs: other places that get the figures of every step.
     """
 
     student: str
@@ -39,6 +42,7 @@ class Ask:
     device: str = "cpu"
     resume: bool = True
     keep_adapter: bool = False
+    logs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -65,6 +69,8 @@ def check_ask(ask: Ask, *, force: bool = False) -> None:
     from surgery.recover.selected import check_student, recorded  # with numpy
 
     _check_teacher(ask)
+    check_logs(ask.logs)
+    check_kernels(ask.settings, ask.device)
     student = open_checkpoint(ask.student)
     check_student(student)
     if ask.settings.train == "new":

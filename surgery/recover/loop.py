@@ -15,7 +15,8 @@ from surgery.recover.goal import Goal, OnLogits
 from surgery.recover.guard import Guard
 from surgery.recover.history import History
 from surgery.recover.interrupts import Asked
-from surgery.recover.optimise import make_optimisers
+from surgery.recover.kernels import use_kernels
+from surgery.recover.optimise import check_eight_bit, make_optimisers
 from surgery.recover.saved import Saved
 from surgery.recover.schedule import decay_start, rate
 from surgery.recover.selecting import keep_selection
@@ -62,12 +63,15 @@ class Loop:
         self.history, self.figures = History(session, remark), Figures(session.ask.folder)
         self.first = self.settings.steps  # that the run was begun with
         self.meter = meter_of(session)
+        self.checked = False  # an 8-bit optimiser, on the first gradients
+        self.kernels: Mapping[str, float] | None = None  # what they computed, and torch
         self.saved_at = time.monotonic()
 
     def run(self) -> Curve:
         """Train to the last step, or until somebody asks to stop."""
         with self.history:
             self._begin()
+            self._speed_up()
             while self.curve.step < self.settings.steps:
                 if self.curve.step == decay_start(self.settings):
                     self._save(self.history.stable)
@@ -145,6 +149,9 @@ class Loop:
 
     def _take(self, parameters: "Mapping[str, torch.nn.Parameter]", norm: float) -> None:
         self.goal.clip(parameters, norm)
+        if self.settings.optimizer == "adamw8bit" and not self.checked:
+            check_eight_bit(parameters.values(), self.settings)
+            self.checked = True
         self.optimisers.step()
         self.session.trainable.after_step()
 
@@ -224,6 +231,19 @@ class Loop:
     def _restore(self, saved: Saved, *, chance: bool) -> None:
         parameters = self.session.trainable.parameters
         restore(saved, parameters, self.optimisers.parts, self.world, chance=chance)
+
+    def _speed_up(self) -> None:
+        """Take other kernels, if they compute the same on the first batch that is left."""
+        if self.settings.kernels is None or self.curve.step >= self.settings.steps:
+            return
+        batch = next(self._micros(self.curve.step))
+        self.kernels = use_kernels(
+            self.session.loaded.model,
+            list(self.session.trainable.parameters.values()),
+            lambda: self.goal.backward(batch, batch.tokens)["loss"],
+            self.world,
+            half=self.session.half_precision,
+        )
 
     def _roll_back(self) -> None:
         """Go back to the newest good weights and moments; the step and the data go on."""

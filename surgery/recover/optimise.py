@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 MATRIX = 2  # axes
+# Of what an 8-bit optimiser is tried on: parameters, numbers of each, and how far it may be off.
+TRIED, ENOUGH, MOST, ROUNDING = 3, 4096, 1 << 20, 0.1
 MUON_SCALE = "match_rms_adamw"  # so that one learning rate fits both (arXiv 2502.16982)
 
 
@@ -105,3 +107,49 @@ def _eight_bit(groups: list[dict[str, Any]], settings: Settings) -> "torch.optim
             raise TrainError("--optimizer adamw8bit", fact, "take adamw") from error
     found: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.peak, betas=settings.betas)
     return found
+
+
+def check_eight_bit(parameters: "Iterable[torch.nn.Parameter]", settings: Settings) -> None:
+    """Refuse an 8-bit AdamW whose first steps are not AdamW's, on the gradients that are there.
+
+    Two steps are taken on copies of a part of a few parameters: the second one uses moments that
+    were rounded to 8 bits.
+
+    Raises:
+        TrainError: the changes differ by more than a tenth of their length.
+    """
+    import torch
+
+    chosen = [p for p in parameters if p.grad is not None and p.numel() >= ENOUGH][:TRIED]
+    for parameter in chosen:
+        weight, gradient = (_part(x) for x in (parameter.detach(), parameter.grad))
+        if len(weight) < ENOUGH or not bool(gradient.any()):
+            continue
+        changes = []
+        for make in (_eight_bit, _plain_adamw):
+            copy = torch.nn.Parameter(weight.clone())
+            optimiser = make([{"params": [copy], "weight_decay": 0.0}], settings)
+            for share in (1.0, 0.5):
+                copy.grad = gradient * share
+                optimiser.step()
+            changes.append((copy.detach() - weight).double())
+        found, wanted = changes
+        off = float((found - wanted).norm() / wanted.norm())
+        if not off <= ROUNDING:
+            fact = f"changes weights by something else than AdamW does, {off:.0%} off"
+            raise TrainError("--optimizer adamw8bit", fact, "take adamw")
+
+
+def _part(tensor: "torch.Tensor | None") -> "torch.Tensor":
+    """Return the first numbers of what lies here of a tensor, flat."""
+    from torch.distributed.tensor import DTensor
+
+    assert tensor is not None  # noqa: S101 - chosen so
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.reshape(-1)[:MOST].clone()
+
+
+def _plain_adamw(groups: list[dict[str, Any]], settings: Settings) -> "torch.optim.Optimizer":
+    import torch
+
+    return torch.optim.AdamW(groups, lr=settings.peak, betas=settings.betas)

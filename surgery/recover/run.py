@@ -2,8 +2,8 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from surgery.recover.figures import Curve, finite
 from surgery.recover.goal import CE, Goal, OnLogits
 from surgery.recover.heads import Head, head_of, states_of
 from surgery.recover.interrupts import listening
+from surgery.recover.logs import logging
 from surgery.recover.loop import Loop, Progress, Remark
 from surgery.recover.output import healed, keep_adapter, open_trained
 from surgery.recover.selected import handed_on
@@ -113,10 +114,11 @@ def heal(
         RecipeError, CheckpointError, TrainError: as `recover`.
     """
     with joined(ask.device) as world:
-        with listening() as asked:  # afterwards signals stop at once: writing can be done again
+        # Afterwards signals stop at once: writing can be done again.
+        with listening() as asked, _logged(ask, world, progress) as told_to:
 
             def make(session: Session) -> Loop:
-                return Loop(session, asked, progress, remark, kind.goal(session))
+                return Loop(session, asked, told_to, remark, kind.goal(session))
 
             done = _train(ask, world, make, kind)
         gc.collect()  # what trained makes room for what is written and loaded again
@@ -131,6 +133,23 @@ def heal(
             adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
         world.wait()
     return Recovery(first=first, out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
+
+
+@contextmanager
+def _logged(ask: Ask, world: World, progress: Progress | None) -> Iterator[Progress | None]:
+    """Let the logs that were asked for have every step's figures too."""
+    if not ask.logs or not world.is_first:
+        yield progress
+        return
+    table = ask.settings.as_dict()
+    with logging(ask.logs, ask.folder, table, resume=ask.resume) as add:
+
+        def tell(told: Mapping[str, Any]) -> None:
+            add(told)
+            if progress:
+                progress(told)
+
+        yield tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +206,7 @@ def told_of(loop: Loop) -> dict[str, Any]:
         "held_out": held_out,
         "processes": session.world.size,
         "speed": loop.meter.mean(),
+        **({"kernels": dict(loop.kernels)} if loop.kernels else {}),
         **loop.goal.told(),
     }
 

@@ -24,6 +24,7 @@ from surgery.recover.meter import Meter, peak_of
 from surgery.recover.select import Selection
 from surgery.recover.selecting import select_documents
 from surgery.recover.settings import Settings
+from surgery.recover.speed import compile_layers, compiles, save_memory
 from surgery.recover.spread import Spread, layers_of, load_empty, load_shared, streams
 from surgery.recover.trainable import Trainable, make_trainable
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 LOOKING = frozenset({"corda", "eva"})  # starts of LoRA that look at activations
 SAMPLED_ROWS = 8
 HELD_OUT_ROWS = 64  # of held-out text that are measured at both ends
-PAYS = 300  # steps of a run on a GPU that compiling takes less time than it saves
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,9 +139,9 @@ def opened(
         if trainable is None:
             samples = _samples(rows, loaded) if settings.lora_init in LOOKING else ()
             trainable = begin(samples=samples, alone=prepare is not None)
-        _save_memory(loaded.model, settings)
+        save_memory(loaded.model, settings)
         if compiles(settings, world):
-            _compile(layers)
+            compile_layers(layers)
         yield Session(
             ask=ask,
             world=world,
@@ -268,23 +268,6 @@ def _teacher(ask: Ask, student: Loaded, parent: Loaded | None, rows: Rows) -> An
     return OnlineTeacher(parent, student=student, layers=layers)
 
 
-def compiles(settings: Settings, world: World) -> bool:
-    """Return whether layers are compiled: as asked, or in long runs on a GPU."""
-    if settings.compile is not None:
-        return settings.compile
-    return world.device.type == "cuda" and settings.steps >= PAYS
-
-
-def _compile(layers: "Sequence[torch.nn.Module]") -> None:
-    """Compile each decoder layer where it is: names and parameters stay as they are."""
-    import torch._dynamo
-
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
-    for layer in layers:
-        layer.compile()
-
-
 def to_masters(trainable: Trainable, settings: Settings) -> None:
     """Hold what is trained in float32; layers that are sharded whole need one dtype."""
     import torch
@@ -295,17 +278,6 @@ def to_masters(trainable: Trainable, settings: Settings) -> None:
     for parameter in chosen:
         if parameter.dtype in {torch.bfloat16, torch.float16}:
             parameter.data = parameter.data.float()
-
-
-def _save_memory(model: Any, settings: Settings) -> None:  # noqa: ANN401 - a transformers model
-    if settings.checkpointing:
-        if not model.supports_gradient_checkpointing:
-            fact = f"is not possible with {type(model).__name__}"
-            raise RecipeError("--checkpointing", fact, "leave it out")
-        # Newer versions of transformers have another name for it.
-        older = model.gradient_checkpointing_enable
-        getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
-    model.train()
 
 
 def meter_of(session: Session) -> Meter:

@@ -13,6 +13,7 @@ Schedule = Literal["wsd", "cosine", "linear", "constant", "infinite", "rex", "po
 Optimizer = Literal["adamw", "muon", "adamw8bit"]
 Precision = Literal["float32", "bfloat16"]
 Selecting = Literal["paser"]
+Kernels = Literal["liger"]
 LOSSES = ("ce", "kl", "rkl", "jsd", "tvd", "hidden_mse", "hidden_cos", "early_exit")
 LONGEST = 2048  # tokens of a row by default
 EARLY_EXIT = 0.1  # of every loop but the last (arXiv 2410.20672)
@@ -49,6 +50,7 @@ class Settings:
         precision: what is computed in; masters and moments are float32.
         checkpointing: recompute layers in the backward pass.
         compile: compile the decoder layers one by one; None does so in long runs on a GPU.
+        kernels: of another package, checked on the first batch.
         select, select_share: which share of the documents is taken, and how; all by default.
         save_steps, save_seconds: how often to save; 0 never by that measure.
         keep: checkpoints kept.
@@ -82,6 +84,7 @@ class Settings:
     precision: Precision | None = None
     checkpointing: bool = False
     compile: bool | None = None
+    kernels: Kernels | None = None
     select: Selecting | None = None
     select_share: float = 0.2
     save_steps: int = 0

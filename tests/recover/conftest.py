@@ -18,6 +18,7 @@ MADE = {
     "sparse": ["sparsify", str(BASE), "--method", "magnitude", "--sparsity", "0.5"],
     "upcycled": ["upcycle", str(BASE), "--experts", "2", "--top-k", "2"],
     "expanded": ["expand", str(BASE), "--blocks", "2"],
+    "stacked": ["stack", str(BASE), "--factor", "4"],
 }
 
 

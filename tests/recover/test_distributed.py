@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +12,10 @@ import pytest
 
 from cli.main import main
 from healing import LOADING, load, tensors
+from launching import TESTS, environment, in_two
 from recovering import BASE, TEXT, losses, recovered, words
 
 pytestmark = pytest.mark.slow  # processes that start torch anew, each for seconds
-
-TESTS = Path(__file__).parent
-RUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0")
-
-
-def environment() -> dict[str, str]:
-    paths = os.pathsep.join(map(str, TESTS.parents[:2]))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-
-
-def in_two(*program: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a program in two processes."""
-    done = subprocess.run(
-        (sys.executable, *RUN, *map(str, program)),
-        env=environment(),
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
 
 
 def trained_by_two(student: Path, out: Path, *, code: int = 0, **options) -> None:
@@ -65,6 +46,30 @@ def test_two_processes_have_the_losses_of_one(mode, options, student, tmp_path) 
     within = 1e-3 if options.get("optimizer") == "muon" else 1e-5
     assert close(losses(two), losses(one), within)
     old, new = tensors(one), tensors(two)
+    assert all(float((old[n].float() - new[n].float()).abs().max()) < 0.01 for n in old)
+
+
+KINDS = [
+    ("tied", "lora", {}),  # layers that share weights, and factors
+    ("relaxed", "full", {}),
+    ("expanded", "new", {"precision": "bfloat16"}),
+    ("upcycled", "lora", {}),  # fused experts: read whole
+    ("pruned", "lora", {"lora_init": "pissa"}),
+    ("sparse", "lora", {"teacher": str(BASE)}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "mode", "options"), KINDS)
+def test_any_student_trains_in_two_processes_as_in_one(
+    kind, mode, options, student, tmp_path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    recovered(student(kind), one, train=mode, **options)
+    trained_by_two(student(kind), two, train=mode, **options)
+    assert close(losses(two), losses(one), 2e-2 if "precision" in options else 1e-5)
+    old, new = tensors(one), tensors(two)
+    assert old.keys() == new.keys()
     assert all(float((old[n].float() - new[n].float()).abs().max()) < 0.01 for n in old)
 
 
