@@ -3,17 +3,20 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A file's tests stay in one process, where they share what is costly to make.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # The first that runs, is 3.11 or newer and can make a virtualenv.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' \
 	>/dev/null 2>&1 && echo $$python && break; done)
 
-.PHONY: help demo test check docs bench fixtures clean
+.PHONY: help demo test test-slow check docs bench fixtures clean
 
 help:
 	@echo "make demo      a tour on the trained model that the repository carries"
 	@echo "make test      the test suite, without the tests marked slow"
+	@echo "make test-slow the tests marked slow"
 	@echo "make check     style, types, layers, generated docs"
 	@echo "make docs      write docs/reference from the code"
 	@echo "make bench     speed and memory against the physical limit"
@@ -24,7 +27,10 @@ demo: $(VENV)/.installed-test
 	$(BIN)/surgery demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
