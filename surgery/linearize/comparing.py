@@ -83,8 +83,9 @@ def _hooks(model: nn.Module, after: nn.Module, each: Each | None) -> Iterator[No
     model.eval()  # dropout would give another teacher every time
     set_mode(model, "teacher" if each is None else "compare")
     handles = [after.register_forward_pre_hook(_stop, prepend=True, with_kwargs=True)]
-    for layer, module in modules.items() if each is not None else ():
-        handles += _watch(layer, module, each)
+    if each is not None:
+        for layer, module in modules.items():
+            handles += _watch(layer, module, each)
     try:
         yield
     finally:
