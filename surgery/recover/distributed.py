@@ -106,8 +106,7 @@ def shard(
 ) -> None:
     """Shard the decoder layers over the processes, and with `root` all that is around them.
 
-    Layers that share weights with others are gathered with the root: what is in two groups would
-    be summed twice.
+    Layers that share weights are gathered together: what is in two groups would be summed twice.
 
     Args:
         whole: all parameters that train are sharded with the others; else each process holds them.
@@ -132,16 +131,21 @@ def shard(
     wide = torch.float32 if half_precision else None
     policy = MixedPrecisionPolicy(torch.bfloat16 if half_precision else None, wide)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for module, stays in [*((layer, False) for layer in alone), *([(root, True)] if root else [])]:
+    together = [layer for layer in layers if layer not in alone]
+    # Gradients of the root are summed because backward passes get to groups inside of it, so that
+    # layers that share weights are a group of their own.
+    groups: list[Any] = [*alone, *([together] if together else []), *([root] if root else [])]
+    for group in groups:
+        modules = group if isinstance(group, list) else [group]
         # What has no rows cannot be sharded.
-        own = {p for p in module.parameters() if p in apart or not p.dim()}
-        # Without a root a layer is one itself, and would stay whole after its forward pass.
+        own = {p for m in modules for p in m.parameters() if p in apart or not p.dim()}
         fully_shard(
-            module,
+            group,
             mesh=mesh,
             mp_policy=policy,
             ignored_params=own,
-            reshard_after_forward=None if stays else True,
+            # Without a root a layer is one itself, and would stay whole after its forward pass.
+            reshard_after_forward=None if group is root else True,
         )
 
 
