@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transferring import converted, transferred
 
 from recovering import BASE, TEXT
 from surgery.errors import RecipeError
 from surgery.linearize.choose import Choice, choose_layers
 from surgery.models.linear_layer import set_mode
+from transferring import converted, transferred
 
 ASKED = {"context": 48, "rows": 6}
 

@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from transferring import ask_of, converted, furthest, lines, transferred, weights
 
 from recovering import BASE
 from surgery.checkpoint import open_checkpoint
@@ -17,6 +16,7 @@ from surgery.linearize.transfer import TransferAsk, transfer
 from surgery.models.linear_layer import converted as linear_layers
 from surgery.recover import loop
 from surgery.recover.sources import Source
+from transferring import ask_of, converted, furthest, lines, transferred, weights
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +252,8 @@ def test_the_record_tells_the_stage(whole):
 
 
 def test_settings_of_a_recovery_are_taken_for_their_steps(student, tmp_path):
-    from transferring import SMALL, TEXT
-
     from surgery.recover.settings import Settings
+    from transferring import SMALL, TEXT
 
     settings = Settings(train="full", **SMALL)
     asked = TransferAsk(
