@@ -180,7 +180,7 @@ def model_card(plan: Plan) -> str:
     body = [
         f"# {_inline(plan.operation)} of {names}",
         "",
-        "Made by arithmetic on stored weights, without training.",
+        _made(plan.facts.get("trained")),
         "",
         *_fenced(json.dumps({plan.operation: dict(plan.parameters)}, indent=2, default=str)),
         "",
@@ -190,6 +190,12 @@ def model_card(plan: Plan) -> str:
         "`surgery verify` checks this directory against it, `surgery reproduce` makes it again.",
     ]
     return "\n".join([*front, "---", "", *body]) + "\n"
+
+
+def _made(trained: object) -> str:
+    if not trained:
+        return "Made by arithmetic on stored weights, without training."
+    return f"Made by training after surgery ({_inline(str(trained))})."
 
 
 def _hub_refs(source: Checkpoint) -> list[str]:
