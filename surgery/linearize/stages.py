@@ -225,6 +225,8 @@ class _Chain:
     def _finish(self, at: Path, *, force: bool) -> Outcome:
         """Measure, and write the model with all that is told of it."""
         told: dict[str, Any] = {"stages": self.told, "recipe": self.ask.recipe.source}
+        if self.ask.stages:
+            told["trained"] = ", ".join(self.ask.stages)
         if self.chosen is not None:
             told["chosen"] = self.chosen
         if self.ask.held_out:
@@ -256,12 +258,7 @@ class _Chain:
 
     def _table(self, at: Path) -> dict[str, Any]:
         self.watch.stage("measured")
-        held = Held(
-            texts=self.ask.held_out,
-            context=self.ask.training.context,
-            device=self.ask.device,
-            seed=self.ask.seed,
-        )
+        held = Held(texts=self.ask.held_out, device=self.ask.device, seed=self.ask.seed)
         asked = self.ask.conversion(self.keep)
         rows = compared(
             self.base, self.models, at, asked, held, progress=self.watch.measuring, **self.limits

@@ -136,6 +136,12 @@ def test_models_that_cannot_be_linearized_are_refused(
     assert said.count("\n") == 1
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(trained(tmp_path / "out")) == 2
+    assert "runs its stages in one process" in capsys.readouterr().err
+
+
 def test_a_wrong_ask_loads_no_torch(tmp_path) -> None:
     argv = words(tmp_path / "out", "--data", str(TEXT), "--lr", "-1")
     code = f"import sys; from cli.main import main; c = main({argv!r}); "
@@ -168,6 +174,7 @@ def test_a_trained_model_is_measured_recorded_and_made_again(tmp_path, capsys) -
     record = read_record(open_checkpoint(out)) or {}
     assert record["facts"]["table"] == told["table"]
     assert [stage["stage"] for stage in record["facts"]["stages"]] == ["transfer", "lora"]
+    assert "training after surgery (transfer, lora)" in (out / "README.md").read_text()
     assert main(["verify", str(out)]) == 0
     assert main(["reproduce", str(out)]) == 0
     assert "identical" in capsys.readouterr().out
