@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .linear_core import State, linear_attention
-from .linear_delta import delta_rule
+from .linear_core import State
+from .linear_kernels import delta_rule, linear_attention
 from .linear_seen import Factor, Mixer, Past, Seen, Shape, heads_last
 
 FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
@@ -95,7 +95,16 @@ class GatedLinear(_Gated):
         gate = functional.logsigmoid(logits) / NORMALIZER
         docs = seen.docs
         q = seen.q.to(gate.dtype) * self.shape.head_dim**-0.5
-        return linear_attention(q, seen.k, seen.v, gate, state=state, q_docs=docs, k_docs=docs)
+        return linear_attention(
+            q,
+            seen.k,
+            seen.v,
+            gate,
+            kernels=self.kernels,
+            state=state,
+            q_docs=docs,
+            k_docs=docs,
+        )
 
 
 class GatedDelta(_Gated):
@@ -146,6 +155,7 @@ class GatedDelta(_Gated):
             _by_head(v, shape.kv_heads),
             _by_head(gate, shape.kv_heads),
             _by_head(beta, shape.kv_heads),
+            kernels=self.kernels,
             state=state,
             docs=seen.docs,
         )

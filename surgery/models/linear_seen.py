@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
+KERNELS = ("torch", "fla")  # what sums, the default first
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Mixer(nn.Module):
     def __init__(self, spec: Mapping[str, Any], shape: Shape) -> None:
         super().__init__()
         self.spec, self.shape = spec, shape
+        if self.kernels not in KERNELS:
+            raise ValueError(f"mixer: kernels {self.kernels} is none of {', '.join(KERNELS)}")
 
     def reset(self) -> None:
         """Give the parameters their initial values."""
@@ -115,6 +118,11 @@ class Mixer(nn.Module):
     def linear_branch(self) -> bool:
         """Whether the linear branch counts; an ablation leaves it out."""
         return bool(self.spec.get("linear_branch", True))
+
+    @property
+    def kernels(self) -> str:
+        """What sums: the torch form, or kernels that compute the same."""
+        return str(self.spec.get("kernels", KERNELS[0]))
 
 
 def heads_last(y: Tensor) -> Tensor:
