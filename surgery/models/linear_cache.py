@@ -76,6 +76,9 @@ def adopt(cache: DynamicCache, config: PreTrainedConfig, linear_layers: Iterable
     Raises:
         ValueError: it is of a kind that cannot have one, or holds keys and values already.
     """
+    if cache.offloading:
+        fact = "offloading fetches the layer that comes next, and a linear one is never away"
+        raise ValueError(f"past_key_values: {fact}: use a cache that is not offloaded")
     if not cache.layers:
         cache.layers.extend(DynamicCache(config=config).layers)
     for n in linear_layers:

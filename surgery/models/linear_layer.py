@@ -144,8 +144,16 @@ def _heads(x: Tensor, width: int) -> Tensor:
 @lru_cache
 def mixed_class(ours: type, stock: type) -> type:
     """Return the stock class with what is ours before it."""
-    # The stock name: placing a model over devices finds its layers by it.
-    return type(stock.__name__, (ours, stock), {"__module__": __name__})
+    # The stock names: transformers finds by them what it places over devices, and what it records
+    # where hidden states are asked for. Pickle would find the stock class: it is told another way.
+    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    remade = {"__reduce__": lambda self: (_blank, (ours, stock), self.__dict__)}
+    return type(stock.__name__, (ours, stock), {**names, **remade})
+
+
+def _blank(ours: type, stock: type) -> Any:  # noqa: ANN401
+    made = mixed_class(ours, stock)
+    return made.__new__(made)
 
 
 def check_attention(attention: nn.Module, n: int) -> None:

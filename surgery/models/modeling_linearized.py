@@ -7,16 +7,14 @@ projections. One code path serves a whole text, its pieces, single tokens, rows 
 and packed documents, so that all of them are the same function.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    DynamicCache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,8 +25,9 @@ from transformers.conversion_mapping import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .linear_cache import adopt
+from .linear_decoder import Decoder
 from .linear_gated import GATED
+from .linear_kernels import use_kernels
 from .linear_layer import (
     Kept,
     Linear,
@@ -50,6 +49,7 @@ __all__ = [
     "converted",
     "keep_teacher",
     "set_mode",
+    "use_kernels",
 ]
 
 FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
@@ -126,84 +126,13 @@ def _named(name: str, kind: str, bases: tuple[type, ...], **members: object) -> 
     return made
 
 
-class _Decoder:
-    """Tells the layers what is padding and where documents begin; mixed into the stock decoder."""
-
-    def forward(  # noqa: PLR0917
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: object,
-    ) -> Any:  # noqa: ANN401 - the stock class's output
-        model = cast("Any", self)
-        config = model.config
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None:
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if use_cache is None:
-            use_cache = config.use_cache and not (model.gradient_checkpointing and model.training)
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        told = _tell(attention_mask, position_ids, given, seen)
-        if told.packed and past_key_values is not None:
-            raise ValueError("position_ids: packed documents do not go on from a cache")
-        if use_cache and past_key_values is None and not told.packed:
-            past_key_values = DynamicCache(config=config)
-        if past_key_values is not None:
-            adopt(past_key_values, config, config.linear_layers)
-        if not _attends(
-            model
-        ):  # a mask of four axes keeps the stock class from making a square one
-            attention_mask = torch.zeros(1, 1, 1, 1, device=given.device)
-        return super().forward(  # type: ignore[misc]
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=told.position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache and not told.packed,
-            docs=told.docs,
-            **kwargs,
-        )
-
-
-@dataclass(frozen=True)
-class _Told:
-    position_ids: Tensor | None
-    docs: Tensor | None
-    packed: bool = False
-
-
-def _tell(mask: Tensor | None, position_ids: Tensor | None, given: Tensor, seen: int) -> _Told:
-    """Positions, and the number of each token's document.
-
-    Maps of rotated keys see where a text begins. Where nobody says otherwise it begins at its first
-    token, not in the padding before it.
-    """
-    b, t = given.shape[:2]
-    if mask is None:
-        if position_ids is None or seen:
-            return _Told(position_ids, None)
-        starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
-        if not starts.any():
-            return _Told(position_ids, None)
-        docs = nn.functional.pad(starts.long().cumsum(1), (1, 0)).expand(b, -1)
-        return _Told(position_ids, docs, packed=True)
-    if not isinstance(mask, Tensor) or mask.dim() != 2:  # noqa: PLR2004
-        raise ValueError("attention_mask: linear layers read masks of [rows, tokens] alone")
-    real = mask.to(given.device).bool()
-    if position_ids is None:
-        position_ids = (real.long().cumsum(1) - 1).clamp(min=0)[:, -t:]
-    real = real[:, -t:]
-    return _Told(position_ids, None if real.all() else real.long() - 1)
-
-
-def _attends(model: Any) -> bool:  # noqa: ANN401
-    """Whether any layer runs softmax attention over all tokens."""
-    return any(getattr(layer.self_attn, "mode", "teacher") != "linear" for layer in model.layers)
+def __getattr__(name: str) -> type:
+    """Make the class that pickle asks for by its second name."""
+    made = {"LinearizedConfig": _config_class, "LinearizedForCausalLM": _model_class}
+    generic, _, kind = name.partition("_")
+    if generic not in made or not kind:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return made[generic](kind)
 
 
 class LinearizedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -271,7 +200,7 @@ def _convert(model: LinearizedForCausalLM) -> None:
     beyond = [n for n in config.linear_layers if not 0 <= n < len(layers)]
     if beyond:
         raise ValueError(f"linear_layers: {beyond[0]} is outside 0..{len(layers) - 1}")
-    decoder.__class__ = mixed_class(_Decoder, cast("Any", type(decoder)))
+    decoder.__class__ = mixed_class(Decoder, cast("Any", type(decoder)))
     for n, layer in enumerate(layers):
         attention = layer.self_attn
         stock = cast("Any", type(attention))

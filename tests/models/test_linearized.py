@@ -240,12 +240,64 @@ def test_no_stock_class_loads_it(written):
             },
             "do not go on from a cache",
         ),
+        (
+            lambda m: {
+                "past_key_values": m(prompt(3, rows=1), use_cache=True).past_key_values,
+                "attention_mask": torch.ones(1, 5, dtype=torch.long),
+            },
+            "5 columns for 3 tokens in the cache and 5 new ones",
+        ),
+        (
+            lambda _: {"attention_mask": torch.tensor([[1, 1, 0, 0, 1]])},
+            "padding between the tokens of a row",
+        ),
+        (lambda m: {"past_key_values": away(m.config)}, "a cache that is not offloaded"),
     ],
 )
 def test_what_it_cannot_do_is_refused(linear, given, message):
     model = linear("llama", "lolcats")
     with pytest.raises(ValueError, match=message):
         model(prompt(5, rows=1), **given(model))
+
+
+def away(config):
+    cache = transformers.DynamicCache(config=config)
+    cache.offloading = True
+    return cache
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_hidden_states_and_attentions_are_the_stock_ones(written, structure, family):
+    model = load(written(family, "swa-sink", window=TOKENS, sinks=0))
+    stock, _ = load_stock(family, structure(family))
+    ids = prompt(min(TOKENS, getattr(stock.config, "sliding_window", None) or TOKENS))
+    found, wanted = [], []
+    for each, into in ((model, found), (stock, wanted)):
+        each.set_attn_implementation("eager")
+        with torch.no_grad():
+            output = each(ids, output_hidden_states=True, output_attentions=True)
+        into.extend((output.hidden_states, output.attentions))
+    assert len(found[0]) == len(wanted[0])
+    assert all(close(*pair) for pair in zip(found[0], wanted[0], strict=True))
+    assert len(found[1]) == 1  # of the one layer that attends
+    assert close(found[1][0], wanted[1][1])
+
+
+def test_the_class_of_the_package_is_itself_after_pickling_in_a_fresh_process(written, tmp_path):
+    from surgery.models.modeling_linearized import LinearizedForCausalLM
+
+    model = LinearizedForCausalLM.from_pretrained(written("llama", "lolcats"), dtype=torch.float32)
+    save_file({"ids": prompt(), "logits": logits(model, prompt())}, tmp_path / "told.safetensors")
+    torch.save(model, tmp_path / "model")
+    script = (
+        "import sys, torch\n"
+        "from safetensors.torch import load_file\n"
+        "told = load_file(sys.argv[1] + '/told.safetensors')\n"
+        "model = torch.load(sys.argv[1] + '/model', weights_only=False)\n"
+        "with torch.no_grad(): found = model(told['ids'], use_cache=False).logits\n"
+        "assert torch.equal(found, told['logits'])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 
 
 def test_a_cache_is_not_cropped(linear):
