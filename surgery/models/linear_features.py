@@ -18,14 +18,14 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shapes: x [b, h, r or 1, t, d], weight [h r, d, f], bias [h r, 1, f]; [b, h, r, t, f], in
     float32 (float64 where x is).
     """
-    b, h, r, t, _ = x.shape
-    weight = weight.to(x.dtype).unflatten(0, (h, -1))
+    h, r = x.shape[1:3]
+    weight = weight.to(x.dtype).reshape(h, -1, *weight.shape[1:])
     if r == 1:
         y = torch.einsum("bhtd,hrdf->bhrtf", x[:, :, 0], weight)
     else:
         y = torch.einsum("bhrtd,hrdf->bhrtf", x, weight)
     y = y.to(torch.promote_types(x.dtype, torch.float32))
-    return y if bias is None else y + bias.to(y.dtype).unflatten(0, (h, -1))
+    return y if bias is None else y + bias.to(y.dtype).reshape(h, -1, *bias.shape[1:])
 
 
 def softmax_map(y: Tensor) -> Tensor:

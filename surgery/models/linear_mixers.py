@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import logsigmoid
 
-from .linear_core import Anchors, State, Windowed, linear_attention, window_attention
+from .linear_core import Windowed, linear_attention
 from .linear_features import MAPS, project
+from .linear_mapped import Mapped, keep_state, kept_state, ratio
+from .linear_near import Near, first_tokens, near
 from .linear_seen import Factor, Mixer, Past, Seen, Shape, heads_last
 
 FORMAT = 1  # of what checkpoints hold; a change that old ones do not follow counts it up
@@ -21,106 +23,9 @@ GATE_BIAS = 3.0  # sigmoid: 0.95 of the state lives on
 SLOWER = 16  # divides the logarithms of Liger's gates
 
 
-class Mapped(Mixer):
-    """Keys and queries pass learned maps, of every query head its own."""
-
-    def __init__(self, spec: Mapping[str, Any], shape: Shape) -> None:
-        super().__init__(spec, shape)
-        size = (shape.heads, shape.head_dim, spec["feature_dim"])
-        self.query_map, self.key_map = (nn.Parameter(torch.zeros(size)) for _ in range(2))
-
-    def reset(self) -> None:
-        """Begin with the identity, cut to the number of features."""
-        for weight in (self.query_map, self.key_map):
-            weight.copy_(torch.eye(*weight.shape[1:]).expand_as(weight))
-
-    def query_features(self, q: Tensor) -> Tensor:
-        """Shapes: [b, h, r, t, d] to [b, h, r, t, f]."""
-        return self._features(q, self.query_map)
-
-    def key_features(self, k: Tensor) -> Tensor:
-        """Shapes: [b, h, 1, t, d] to [b, h, r, t, f]."""
-        return self._features(k, self.key_map)
-
-    def _features(self, x: Tensor, weight: Tensor) -> Tensor:
-        return MAPS[self.spec["feature_map"]](project(x, weight))
-
-
-def _state(past: Past | None) -> State | None:
-    kept = {} if past is None else past.tensors
-    return State(kept["sums"], kept["doc"]) if "sums" in kept else None
-
-
-def _keep_state(past: Past | None, state: State) -> None:
-    if past is not None:
-        past.tensors |= {"sums": state.sums, "doc": state.doc}
-
-
-def _sums(  # noqa: PLR0917
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    docs: tuple[Tensor | None, Tensor | None],
-    past: Past | None,
-) -> tuple[Tensor, Tensor]:
-    """Numerator [.., t, d] and denominator [.., t, 1] of normalised linear attention."""
-    ones = pad(v.to(q.dtype), (0, 1), value=1.0)
-    options = {"q_docs": docs[0], "k_docs": docs[1]}
-    out, state = linear_attention(q, k, ones, gate, state=_state(past), **options)
-    _keep_state(past, state)
-    return out[..., :-1], out[..., -1:]
-
-
-def _ratio(num: Tensor, den: Tensor) -> Tensor:
-    """A quotient; 0 where a padded query sees nothing."""
-    return num / den.masked_fill(den == 0, 1)
-
-
-class Recent:
-    """Keys and values of the last tokens, those kept from before with the new ones."""
-
-    def __init__(self, k: Tensor, seen: Seen, past: Past | None, window: int) -> None:
-        v, docs = seen.v, seen.docs
-        self.lead = 0
-        if past is not None:
-            if docs is None:
-                docs = torch.zeros(k.shape[0], k.shape[3], dtype=torch.long, device=k.device)
-            kept = past.tensors
-            if "keys" in kept:
-                self.lead = kept["keys"].shape[3]
-                k = torch.cat((kept["keys"], k), 3)
-                v = torch.cat((kept["values"], v), 3)
-                docs = torch.cat((kept["docs"], docs), 1)
-            kept["keys"], kept["values"] = (x[:, :, :, -window:] for x in (k, v))
-            kept["docs"] = docs[:, -window:]
-        self.k, self.v, self.docs = k, v, docs
-
-    def attend(
-        self, q: Tensor, seen: Seen, window: int, scale: float, anchors: Anchors | None = None
-    ) -> Windowed:
-        """Softmax attention over the window."""
-        return window_attention(
-            q,
-            self.k,
-            self.v,
-            window=window,
-            scale=scale,
-            lead=self.lead,
-            q_docs=seen.docs,
-            k_docs=self.docs,
-            anchors=anchors,
-        )
-
-    def before(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and documents shifted: at each query's place what leaves its window."""
-        t = self.k.shape[3] - self.lead
-        start = self.lead - window  # 0 or less: not more than the window is kept
-        docs = self.docs
-        if docs is None:
-            docs = torch.zeros(self.k.shape[0], t, dtype=torch.long, device=self.k.device)
-        k, v = (pad(x, (0, 0, -start, 0))[:, :, :, :t] for x in (self.k, self.v))
-        return k, v, pad(docs, (-start, 0), value=-1)[:, :t]
+def _out(y: Tensor, seen: Seen) -> Tensor:
+    """Shapes: [b, h, r, t, d] to [b, t, h r d]."""
+    return heads_last(y).to(seen.v.dtype)
 
 
 class Lolcats(Mapped):
@@ -128,7 +33,8 @@ class Lolcats(Mapped):
 
     y_i = (g N_w + N_l) / (g D_w + D_l): sums of exp(s_ij - max_j s_ij) over the last w tokens,
     times g = sigmoid(window_factors) of each head, and of inner products of features over all
-    tokens j <= i - w, after RoPE.
+    tokens j <= i - w, after RoPE. The maximum is part of the model: without it g would mean another
+    weight at every token.
 
     Source: "LoLCATs", arXiv 2410.10254, section 3.3, and its code (sliding window).
     """
@@ -145,18 +51,15 @@ class Lolcats(Mapped):
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
         window = self.spec["window"]
-        recent = Recent(seen.k_rope, seen, past, window)
-        near = recent.attend(seen.q_rope, seen, window, self.shape.scale)
-        factor = self.window_factors.to(near.num.dtype).sigmoid()
+        keys = near(seen.k_rope, seen, past, keep=window)
+        own = keys.attend(seen.q_rope, window=window, scale=self.shape.scale)
+        factor = self.window_factors.to(own.num.dtype).sigmoid()
         factor = factor.view(self.shape.kv_heads, self.shape.groups, 1, 1)
-        num, den = factor * near.num, factor * near.den
-        k, v, docs = recent.before(window)
-        q_docs = seen.docs if seen.docs is not None else torch.zeros_like(docs)
-        asked, given = self.query_features(seen.q_rope), self.key_features(k)
-        far = _sums(asked, given, v, None, (q_docs, docs), past)
+        num, den = factor * own.num, factor * own.den
         if self.linear_branch:
+            far = self.sums(seen.q_rope, keys.gone(window), keys.q_docs, past, None)
             num, den = num + far[0], den + far[1]
-        return heads_last(_ratio(num, den)).to(seen.x.dtype)
+        return _out(ratio(num, den), seen)
 
 
 class Hedgehog(Mapped):
@@ -167,11 +70,10 @@ class Hedgehog(Mapped):
 
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
-        asked, given = self.query_features(seen.q_rope), self.key_features(seen.k_rope)
-        num, den = _sums(asked, given, seen.v, None, (seen.docs, seen.docs), past)
         if not self.linear_branch:
-            num = torch.zeros_like(num)
-        return heads_last(_ratio(num, den)).to(seen.x.dtype)
+            return _out(torch.zeros_like(seen.q), seen)
+        keys = Near(seen.k_rope, seen.v, seen.docs, 0)
+        return _out(ratio(*self.sums(seen.q_rope, keys, seen.docs, past, None)), seen)
 
 
 class T2R(Hedgehog):
@@ -204,7 +106,9 @@ class Liger(Mixer):
     """Half a softmax window, half gated linear attention whose gates are the keys themselves.
 
     Features are softmax(q) and softmax(k) before RoPE, gates logsigmoid(k) / 16 of each dimension
-    of a KV head; no scale and no normaliser. The pooling of the published code is the identity.
+    of a KV head, whose query heads share one state; no scale and no normaliser. The pooling of the
+    published code is the identity; where the model norms keys, k is after the norm. Without the
+    linear branch the window has the weight of both.
 
     Source: "Liger", arXiv 2503.01496, section 3.2, and its code.
     """
@@ -215,25 +119,23 @@ class Liger(Mixer):
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
         window = self.spec["window"]
-        near = Recent(seen.k_rope, seen, past, window).attend(
-            seen.q_rope, seen, window, self.shape.scale
-        )
-        wide = near.num.dtype
-        q, k = seen.q.to(wide), seen.k.to(wide)
-        out, state = linear_attention(
-            q.softmax(-1),
-            k.softmax(-1),
-            seen.v,
-            logsigmoid(k) / SLOWER,
-            state=_state(past),
-            q_docs=seen.docs,
-            k_docs=seen.docs,
-        )
-        _keep_state(past, state)
-        mixed = 0.5 * _ratio(near.num, near.den)
+        keys = near(seen.k_rope, seen, past, keep=window)
+        own = keys.attend(seen.q_rope, window=window, scale=self.shape.scale)
+        mixed = ratio(own.num, own.den)
         if self.linear_branch:
-            mixed = mixed + 0.5 * out
-        return heads_last(mixed).to(seen.x.dtype)
+            q, k = seen.q.to(mixed.dtype), seen.k.to(mixed.dtype)
+            out, state = linear_attention(
+                q.softmax(-1),
+                k.softmax(-1),
+                seen.v,
+                logsigmoid(k) / SLOWER,
+                state=kept_state(past),
+                q_docs=seen.docs,
+                k_docs=seen.docs,
+            )
+            keep_state(state, past)
+            mixed = 0.5 * mixed + 0.5 * out
+        return _out(mixed, seen)
 
 
 class Lizard(Mapped):
@@ -241,7 +143,7 @@ class Lizard(Mapped):
 
     y = y_gate + alpha y_window; y_gate is normalised, with features of each query head and one
     gate sigmoid(W x + b) a token for all heads; the window's denominator has the exponentials of a
-    few learned logits more.
+    few learned logits more (the paper prints the logits themselves, whose sum may be negative).
 
     Source: "Lizard", arXiv 2507.09025, sections 3.1 and 3.2. The bias b, and where parameters
     begin, are ours: the paper gives neither.
@@ -259,66 +161,62 @@ class Lizard(Mapped):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, GATE_BIAS)  # type: ignore[arg-type]
         nn.init.ones_(self.alpha)
-        nn.init.zeros_(self.sink_logits)
+        with torch.no_grad():
+            self.sink_logits.zero_()  # there may be none
 
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
         window = self.spec["window"]
-        recent = Recent(seen.k, seen, past, window)
-        near = recent.attend(seen.q, seen, window, self.shape.scale)
-        wide = near.num.dtype
-        gate = logsigmoid(self.gate(seen.x).to(wide))[:, None, None]
-        asked, given = self.query_features(seen.q), self.key_features(seen.k)
-        num, den = _sums(asked, given, seen.v, gate, (seen.docs, seen.docs), past)
-        mixed = self.alpha.to(wide) * self._anchored(near)
+        keys = near(seen.k, seen, past, keep=window)
+        own = keys.attend(seen.q, window=window, scale=self.shape.scale)
+        mixed = self.alpha.to(own.num.dtype) * self._anchored(own)
         if self.linear_branch:
-            mixed = mixed + _ratio(num, den)
-        return heads_last(mixed).to(seen.x.dtype)
+            gate = logsigmoid(self.gate(seen.x).to(mixed.dtype))[:, None, None]
+            every = Near(seen.k, seen.v, seen.docs, 0)
+            mixed = mixed + ratio(*self.sums(seen.q, every, seen.docs, past, gate))
+        return _out(mixed, seen)
 
-    def _anchored(self, near: Windowed) -> Tensor:
-        logits = self.sink_logits.to(near.num.dtype)
+    def _anchored(self, own: Windowed) -> Tensor:
+        logits = self.sink_logits.to(own.num.dtype)
         logits = logits.view(self.shape.kv_heads, self.shape.groups, 1, -1)
-        top = torch.cat((near.top, logits.expand(*near.top.shape[:-1], -1)), -1)
+        top = torch.cat((own.top, logits.expand(*own.top.shape[:-1], -1)), -1)
         top = top.amax(-1, keepdim=True)
-        fall = (near.top - top).exp()
+        fall = (own.top - top).exp()
         sinks = (logits - top).exp().sum(-1, keepdim=True)
-        return near.num * fall / (near.den * fall + sinks)
+        return ratio(own.num * fall, own.den * fall + sinks)
 
 
 class Based(Mapped):
     """A softmax window, and before it the second-order expansion of the same exponential.
 
-    Weights are 1 + s + s^2/2 with s the scaled score of learned projections to a few dimensions,
-    and exp(s) in the window, under one normaliser; with the identity as projection the expansion is
-    that of the softmax weights.
+    y_i = (sum exp(s_ij) v_j + sum (1 + u_ij + u_ij^2 / 2) v_j) / (the sums of the weights), over
+    the last w tokens and over all tokens j <= i - w. u is the product of learned projections times
+    the scale that softmax attention has. So, while the projections are cut identities, u is that
+    part of the score s that comes from the first dimensions, and with all dimensions it is s; the
+    paper's scale is one over the root of the number of features, which is the same for as many
+    features as dimensions.
 
     Source: "Based", arXiv 2402.18668, sections 3 and 4. There windows and expansions alternate over
-    layers; here, where layers are given, every layer has both.
+    layers, before RoPE; here a layer has both, after RoPE, under one normaliser.
     """
 
     def query_features(self, q: Tensor) -> Tensor:
-        """Shapes: [b, h, r, t, d] to [b, h, r, t, 1 + f + f^2]."""
-        return super().query_features(q * self.shape.scale**0.5)
-
-    def key_features(self, k: Tensor) -> Tensor:
-        """Shapes: [b, h, 1, t, d] to [b, h, r, t, 1 + f + f^2]."""
-        return super().key_features(k * self.shape.scale**0.5)
+        """Shapes: [b, h, r, t, d] to [b, h, r, t, 1 + f + f (f + 1) / 2]."""
+        return MAPS[self.spec["feature_map"]](project(q, self.query_map) * self.shape.scale)
 
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
         window = self.spec["window"]
-        recent = Recent(seen.k_rope, seen, past, window)
-        near = recent.attend(seen.q_rope, seen, window, self.shape.scale)
-        k, v, docs = recent.before(window)
-        q_docs = seen.docs if seen.docs is not None else torch.zeros_like(docs)
-        asked, given = self.query_features(seen.q_rope), self.key_features(k)
-        far = _sums(asked, given, v, None, (q_docs, docs), past)
-        top = near.top.clamp(min=0)
-        up, down = (near.top - top).exp(), (-top).exp()
-        num, den = up * near.num, up * near.den
-        if self.linear_branch:
-            num, den = num + down * far[0], den + down * far[1]
-        return heads_last(_ratio(num, den)).to(seen.x.dtype)
+        keys = near(seen.k_rope, seen, past, keep=window)
+        own = keys.attend(seen.q_rope, window=window, scale=self.shape.scale)
+        if not self.linear_branch:
+            return _out(ratio(own.num, own.den), seen)
+        num, den = self.sums(seen.q_rope, keys.gone(window), keys.q_docs, past, None)
+        some = den > 0  # a weight is at least 1/2
+        # Neither exponent is above 0, and the larger weight does not vanish.
+        top = torch.where(some, own.top.clamp(min=0), own.top).detach()
+        up, down = (own.top - top).exp(), torch.where(some, (-top.clamp(min=0)).exp(), 0)
+        return _out(ratio(up * own.num + down * num, up * own.den + down * den), seen)
 
 
 class Sinks(Mixer):
@@ -335,57 +233,12 @@ class Sinks(Mixer):
 
     def forward(self, seen: Seen, past: Past | None) -> Tensor:
         """Shapes: see `Mixer`."""
-        window = self.spec["window"] - self.spec["sinks"]
-        begun = 0 if past is None else past.length
-        recent = Recent(seen.k_rope, seen, past, window)
-        anchors = None
-        if self.spec["sinks"]:
-            first = self._first(seen, past, begun)
-            anchors = first._replace(slots=first.slots - (begun - recent.lead))
-        near = recent.attend(seen.q_rope, seen, window, self.shape.scale, anchors)
-        return heads_last(_ratio(near.num, near.den)).to(seen.x.dtype)
-
-    def _first(self, seen: Seen, past: Past | None, begun: int) -> Anchors:
-        """The first tokens of every document, their slots counted from the first of all."""
-        k, v, docs = seen.k_rope, seen.v, seen.docs
-        b, t = k.shape[0], k.shape[3]
-        if docs is None:
-            docs = torch.zeros(b, t, dtype=torch.long, device=k.device)
-        slots = torch.arange(begun, begun + t, device=k.device).expand(b, t)
-        kept = {} if past is None else past.tensors
-        if "sink_keys" in kept:
-            k, v = torch.cat((kept["sink_keys"], k), 3), torch.cat((kept["sink_values"], v), 3)
-            docs = torch.cat((kept["sink_docs"], docs), 1)
-            slots = torch.cat((kept["sink_slots"], slots), 1)
-        first = _rank(docs) < self.spec["sinks"]
-        most = self.spec["sinks"] if past is not None else int(first.sum(1).amax())
-        places = (~first).long().argsort(dim=1, stable=True)[:, :most]
-        docs = docs.masked_fill(~first, -1).gather(1, places)
-        slots = slots.gather(1, places)
-        k, v = (_taken(x, places) for x in (k, v))
-        short = most - places.shape[1]
-        if short > 0:  # of a text that has fewer tokens, so that what is kept has one size
-            k, v = (pad(x, (0, 0, 0, short)) for x in (k, v))
-            docs, slots = pad(docs, (0, short), value=-1), pad(slots, (0, short))
-        if past is not None:
-            names = ("sink_keys", "sink_values", "sink_docs", "sink_slots")
-            kept |= dict(zip(names, (k, v, docs, slots), strict=True))
-        return Anchors(k, v, docs, slots)
-
-
-def _rank(docs: Tensor) -> Tensor:
-    """How many tokens of its document come before each, padding aside; many for padding."""
-    real = docs >= 0
-    count = real.long().cumsum(1)
-    starts = docs > pad(docs.cummax(1).values, (1, -1), value=-1)
-    base = torch.where(starts, count - 1, 0).cummax(1).values
-    return (count - 1 - base).masked_fill(~real, docs.shape[1])
-
-
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    """Shapes: [b, h, 1, t, d] to [b, h, 1, n, d]."""
-    index = places[:, None, None, :, None].expand(-1, x.shape[1], 1, -1, x.shape[-1])
-    return x.gather(3, index)
+        sinks = self.spec["sinks"]
+        window = self.spec["window"] - sinks
+        keys = near(seen.k_rope, seen, past, keep=window)
+        first = first_tokens(seen, past, count=sinks, lead=keys.lead) if sinks else None
+        own = keys.attend(seen.q_rope, window=window, scale=self.shape.scale, anchors=first)
+        return _out(ratio(own.num, own.den), seen)
 
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -397,3 +250,18 @@ MIXERS: dict[str, type[Mixer]] = {
     "based": Based,
     "swa-sink": Sinks,
 }
+
+
+def state_bytes(spec: Mapping[str, Any], shape: Shape, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes that a mixer of these methods keeps of a row, however long it is.
+
+    Args:
+        dtype: of the model; sums are float32 in any.
+    """
+    h, r, d = shape.kv_heads, shape.groups, shape.head_dim
+    past = Past()
+    x = torch.zeros(1, 1, shape.hidden, dtype=dtype)
+    q, k = (torch.zeros(1, h, n, 1, d, dtype=dtype) for n in (r, 1))
+    with torch.no_grad():
+        MIXERS[spec["method"]](spec, shape).to(dtype)(Seen(x, q, k, k, q, k, None), past)
+    return sum(kept.nbytes for kept in past.tensors.values())
