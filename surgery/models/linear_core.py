@@ -138,7 +138,7 @@ def _docs(asked: Tensor, given: Tensor, first: Tensor, size: int) -> _Docs:
         for x in (asked < 0, given < 0, asked == before, given == after, before == after)
     )
     same = (asked[..., :, None] == given[..., None, :])[:, None, None]
-    return _Docs((idle, absent, absent), same, reads, joins, stays, after[:, -1, 0])
+    return _Docs((idle, absent, absent), same, reads, joins, stays, after[:, -1, 0].clone())
 
 
 def _cut(x: Tensor, size: int) -> Tensor:
@@ -203,7 +203,7 @@ def _carry(
     chunks = added.shape[3]
     if gate is None and docs is None and chunks > 1:
         through = torch.cat((sums[:, :, :, None], added), 3).cumsum(3)
-        return through[:, :, :, :-1], through[:, :, :, -1]
+        return through[:, :, :, :-1], through[:, :, :, -1].clone()  # or all would be kept
     kept = added.new_ones(1, 1, 1, chunks, 1, 1) if gate is None else gate.sum(4)[..., None].exp()
     kept = kept if docs is None else kept.masked_fill(~docs.stays, 0)
     before = []

@@ -173,3 +173,12 @@ def test_large_and_small_activations_stay_finite(kind, dtype, size):
     ((out / size).sum() + (state.sums / size).sum()).backward()
     assert out.isfinite().all()
     assert all(x.grad.isfinite().all() for x in (*given, *([] if gate is None else [gate])))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", GATES)
+def test_the_state_holds_no_more_memory_than_it_says(kind, packed):
+    docs = documents(40) if packed else None
+    _, state = linear_attention(*linear_inputs(40, kind), q_docs=docs, k_docs=docs, chunk=CHUNK)
+    for kept in state:
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
