@@ -88,7 +88,7 @@ def delta_rule(
         chunks = _cut(q, k, v, gate, beta, docs, held, max(1, min(chunk, t)))
         sums = _sums(state, chunks)
         out, sums = _scan(_solve(chunks), sums)
-        return out.flatten(3, 4)[:, :, :, :t], State(sums, chunks.after[:, 0, 0, -1, 0])
+        return out.flatten(3, 4)[:, :, :, :t], State(sums, chunks.after[:, 0, 0, -1, 0].clone())
 
 
 def _cut(  # noqa: PLR0917

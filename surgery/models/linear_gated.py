@@ -171,7 +171,10 @@ class GatedDelta(_Gated):
         told = earlier.get("conv_docs", docs.new_full((len(x), TAPS - 1), -1))
         x, docs = torch.cat((before, x), 1), torch.cat((told, docs), 1)
         if past is not None:
-            past.tensors |= {"conv": x[:, 1 - TAPS :].clone(), "conv_docs": docs[:, 1 - TAPS :]}
+            past.tensors |= {
+                "conv": x[:, 1 - TAPS :].clone(),
+                "conv_docs": docs[:, 1 - TAPS :].clone(),
+            }
         borders = seen.docs is not None or bool(earlier)
         y = functional.silu(_convolve(x, taps.to(x.dtype), docs if borders else None))
         h, r = self.shape.kv_heads, self.shape.groups

@@ -152,8 +152,7 @@ def mixed_class(ours: type, stock: type) -> type:
 
 
 def _blank(ours: type, stock: type) -> Any:  # noqa: ANN401
-    made = mixed_class(ours, stock)
-    return made.__new__(made)
+    return object.__new__(mixed_class(ours, stock))
 
 
 def check_attention(attention: nn.Module, n: int) -> None:
