@@ -52,6 +52,10 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Its answers, kept by `surgery teacher cache`."),
     ] = None,
+    correct_teacher: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS", help="Train the teacher on so much of the data first."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Where to write.  [default: STUDENT-healed]"),
@@ -203,6 +207,7 @@ def command(
         checkpointing=checkpointing,
         compile=compiled,
         kernels=kernels,
+        correct_teacher=_tokens(correct_teacher) if correct_teacher else 0,
         select=select,
         select_share=select_share,
         eval_steps=eval_steps,

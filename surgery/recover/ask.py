@@ -117,6 +117,9 @@ def _check_teacher(ask: Ask) -> None:
         RecipeError: either.
     """
     given = ask.teacher is not None or ask.cache is not None
+    if ask.settings.correct_teacher and ask.teacher is None:
+        fact = "trains a teacher that runs along, and there is none"
+        raise RecipeError("--correct-teacher", fact, "name it with --teacher")
     if ask.teacher is not None and ask.cache is not None:
         fact = "and --teacher-cache name the teacher twice"
         raise RecipeError("--teacher", fact, "name one of them")

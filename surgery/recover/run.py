@@ -4,7 +4,7 @@ import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from surgery.errors import TrainError
 from surgery.evaluate.load import find_dtype, open_source
 from surgery.recover.ask import Ask, check_ask
 from surgery.recover.batch import Batch
+from surgery.recover.correction import correct, correction
 from surgery.recover.data import Rows
 from surgery.recover.distributed import World, joined, put_away
 from surgery.recover.figures import Curve, finite
@@ -113,25 +114,46 @@ def heal(
     Raises:
         RecipeError, CheckpointError, TrainError: as `recover`.
     """
+    limits |= {"force": force, "remark": remark}
     with joined(ask.device) as world:
-        # Afterwards signals stop at once: writing can be done again.
-        with listening() as asked, _logged(ask, world, progress) as told_to:
+        if ask.settings.correct_teacher:
+            lesson = correction(ask)
+            again = {**limits, "force": True}  # a teacher of another ask may stand there
+            found = correct(lesson, world, lambda: _heal(lesson, RECOVERY, world, None, **again))
+            if found is not None:
+                return found
+            ask = replace(ask, teacher=str(lesson.out))
+        return _heal(ask, kind, world, progress, **limits)
 
-            def make(session: Session) -> Loop:
-                return Loop(session, asked, told_to, remark, kind.goal(session))
 
-            done = _train(ask, world, make, kind)
-        gc.collect()  # what trained makes room for what is written and loaded again
-        adapter, first = None, world.is_first
-        if done.curve.stopped:
-            return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
-        if world.is_first:
-            write(ask, done.told, mode=kind.mode, force=force, **limits)
-        world.wait()
-        _check_written(ask, world, done)
-        if world.is_first:
-            adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
-        world.wait()
+def _heal(
+    ask: Ask,
+    kind: Kind,
+    world: World,
+    progress: Progress | None,
+    *,
+    force: bool,
+    remark: Remark | None,
+    **limits: Any,  # noqa: ANN401 - those of `run`
+) -> Recovery:
+    # Afterwards signals stop at once: writing can be done again.
+    with listening() as asked, _logged(ask, world, progress) as told_to:
+
+        def make(session: Session) -> Loop:
+            return Loop(session, asked, told_to, remark, kind.goal(session))
+
+        done = _train(ask, world, make, kind)
+    gc.collect()  # what trained makes room for what is written and loaded again
+    adapter, first = None, world.is_first
+    if done.curve.stopped:
+        return Recovery(first=first, out=None, adapter=None, curve=done.curve, told=done.told)
+    if world.is_first:
+        write(ask, done.told, mode=kind.mode, force=force, **limits)
+    world.wait()
+    _check_written(ask, world, done)
+    if world.is_first:
+        adapter = keep_adapter(ask.folder / "trained", ask.out) if ask.keep_adapter else None
+    world.wait()
     return Recovery(first=first, out=ask.out, adapter=adapter, curve=done.curve, told=done.told)
 
 

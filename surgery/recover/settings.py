@@ -51,6 +51,7 @@ class Settings:
         checkpointing: recompute layers in the backward pass.
         compile: compile the decoder layers one by one; None does so in long runs on a GPU.
         kernels: of another package, checked on the first batch.
+        correct_teacher: tokens that the teacher is trained on first, by itself.
         select, select_share: which share of the documents is taken, and how; all by default.
         save_steps, save_seconds: how often to save; 0 never by that measure.
         keep: checkpoints kept.
@@ -85,6 +86,7 @@ class Settings:
     checkpointing: bool = False
     compile: bool | None = None
     kernels: Kernels | None = None
+    correct_teacher: int = 0
     select: Selecting | None = None
     select_share: float = 0.2
     save_steps: int = 0
@@ -171,7 +173,7 @@ class Settings:
         if not 0 < self.select_share <= 1:
             fact = f"{self.select_share:g} of the documents is outside 0 to 1"
             raise RecipeError("--select-share", fact, "for instance 0.2")
-        for name in ("save_steps", "save_seconds", "eval_steps"):
+        for name in ("save_steps", "save_seconds", "eval_steps", "correct_teacher"):
             if not getattr(self, name) >= 0:
                 option = f"--{name.replace('_', '-')} {getattr(self, name):g}"
                 raise RecipeError(option, "is below 0")
