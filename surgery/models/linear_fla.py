@@ -92,7 +92,7 @@ class Run(NamedTuple):
         # One state for r queries: they are r tokens, and all but the first write nothing.
         in_turn = self.step and states == 1
         with torch.autocast(given.q.device.type, enabled=False):
-            given = given.each(Tensor.float)
+            given = given.each(lambda x: x.float().expand(-1, h, -1, -1, -1))
             laid = given.each(lambda x: _in_turn(x, r) if in_turn else _side_by_side(x, r))
             if sums is not None:
                 shape = (-1, -1, 1 if in_turn else r, -1, -1)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .linear_core import State, linear_attention
+from .linear_core import State
 from .linear_features import MAPS, project
+from .linear_kernels import linear_attention
 from .linear_near import Near
 from .linear_seen import Mixer, Past, Shape
 
@@ -75,6 +76,8 @@ class Mapped(Mixer):
         k = pad(k, (0, 0, wait, 0))
         docs = None if keys.docs is None else pad(keys.docs, (wait, 0), value=-1)
         state = kept_state(past)
-        out, state = linear_attention(q, k, v, gate, state=state, q_docs=q_docs, k_docs=docs)
+        out, state = linear_attention(
+            q, k, v, gate, kernels=self.kernels, state=state, q_docs=q_docs, k_docs=docs
+        )
         keep_state(state, past)
         return out[..., :-1], out[..., -1:]

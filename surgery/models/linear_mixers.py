@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from .linear_core import Windowed, linear_attention
+from .linear_core import Windowed
 from .linear_features import MAPS, project
+from .linear_kernels import linear_attention
 from .linear_mapped import Mapped, keep_state, kept_state, ratio
 from .linear_near import Near, first_tokens, near
 from .linear_seen import Factor, Mixer, Past, Seen, Shape, heads_last
@@ -57,7 +58,7 @@ class Lolcats(Mapped):
         factor = factor.view(self.shape.kv_heads, self.shape.groups, 1, 1)
         num, den = factor * own.num, factor * own.den
         if self.linear_branch:
-            far = self.sums(seen.q_rope, keys.gone(window), keys.q_docs, past, None)
+            far = self.sums(seen.q_rope, keys.gone(window), seen.docs, past, None)
             num, den = num + far[0], den + far[1]
         return _out(ratio(num, den), seen)
 
@@ -129,6 +130,7 @@ class Liger(Mixer):
                 k.softmax(-1),
                 seen.v,
                 logsigmoid(k) / SLOWER,
+                kernels=self.kernels,
                 state=kept_state(past),
                 q_docs=seen.docs,
                 k_docs=seen.docs,
@@ -211,7 +213,7 @@ class Based(Mapped):
         own = keys.attend(seen.q_rope, window=window, scale=self.shape.scale)
         if not self.linear_branch:
             return _out(ratio(own.num, own.den), seen)
-        num, den = self.sums(seen.q_rope, keys.gone(window), keys.q_docs, past, None)
+        num, den = self.sums(seen.q_rope, keys.gone(window), seen.docs, past, None)
         some = den > 0  # a weight is at least 1/2
         # Neither exponent is above 0, and the larger weight does not vanish.
         top = torch.where(some, own.top.clamp(min=0), own.top).detach()

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from surgery.linearize.methods import METHODS, full_spec
+from surgery.linearize.parameters import Sizes
 from surgery.models import linear_fla, linear_kernels
 from surgery.models.linear_core import State
 from surgery.models.linear_core import linear_attention as torch_attention
 from surgery.models.linear_gated import GATED
 from surgery.models.linear_kernels import delta_rule, linear_attention, use_kernels
+from surgery.models.linear_mixers import MIXERS
 from surgery.models.linear_seen import Past, Seen, Shape
 
 B, H, R, K, V = 2, 2, 3, 5, 4
@@ -273,32 +276,56 @@ def test_the_check_draws_nothing_from_the_global_source(package):
 
 # -- the choice ------------------------------------------------------------------------------
 
+SIZES = Sizes(hidden=12, heads=4, kv_heads=2, head_dim=6)
 SHAPE = Shape(hidden=12, heads=4, kv_heads=2, head_dim=6, scale=6**-0.5)
 
 
-def mixer(method, **spec):
+def mixer(method, **more):
     torch.manual_seed(0)
-    made = GATED[method]({"method": method, **spec}, SHAPE)
+    window = {"window": 4} if "window" in METHODS[method].options else {}
+    spec = full_spec(METHODS[method], window, SIZES) | more
+    made = {**MIXERS, **GATED}[method](spec, SHAPE)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
     return made
 
 
-def seen(t):
+def seen(t, docs=None):
     q, k, v = drawn(B, 2, 2, t, 6), drawn(B, 2, 1, t, 6), drawn(B, 2, 1, t, 6)
-    return Seen(drawn(B, t, 12), q, k, v, q, k, None)
+    return Seen(drawn(B, t, 12), q, k, v, q, k, docs)
 
 
-@pytest.mark.parametrize(("method", "kind"), [("gla", "vector"), ("gated-delta", "delta")])
-def test_a_mixer_takes_the_kernels_of_its_spec_in_every_mode(package, method, kind):
+SUMMING = {
+    "lolcats": "none",
+    "hedgehog": "none",
+    "t2r": "none",
+    "based": "none",
+    "lizard": "scalar",
+    "liger": "vector",
+    "gla": "vector",
+    "gated-delta": "delta",
+}
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("method", SUMMING)
+def test_a_mixer_takes_the_kernels_of_its_spec_in_every_mode(package, method, padded):
     own, other = mixer(method), mixer(method, kernels="fla")
+    docs = torch.tensor([[0] * 9, [-1] * 3 + [0] * 6]) if padded else None
     with torch.no_grad():
         pasts = Past(), Past()
-        for t in (9, 1, 4):
-            wanted, found = own(seen(t), pasts[0]), other(seen(t), pasts[1])
+        for t in (9, 1, 5):
+            given = seen(t, docs if t == 9 else None)
+            wanted, found = own(given, pasts[0]), other(given, pasts[1])
             torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert {linear_fla.FLA[kind].chunk, linear_fla.FLA[kind].step} == set(package.called)
+            assert bool(package.called) == (t != 9 or not padded)
+    kernel = linear_fla.FLA[SUMMING[method]]
+    assert {kernel.chunk, kernel.step} == set(package.called)
+
+
+def test_every_method_that_sums_has_its_kernel():
+    assert {*SUMMING, "swa-sink"} == set(METHODS)
 
 
 def test_a_call_chooses_for_all_layers_and_back(package):
