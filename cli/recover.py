@@ -1,14 +1,12 @@
 """`surgery recover`: heal a model after surgery."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import render
+from cli.recovering import live_line, show_ask
 from cli.writing import parse_size
 from surgery.checkpoint import open_checkpoint
 from surgery.errors import Exit, RecipeError
@@ -230,7 +228,7 @@ def command(
     limits = {"memory": parse_size(memory, "--memory")}
     check_ask(ask, force=force)
     if dry_run:
-        _show_ask(ask, as_json=as_json)
+        show_ask(ask, as_json=as_json)
         return
     _carry_out(ask, force=force, as_json=as_json, **limits)
 
@@ -238,7 +236,7 @@ def command(
 def _carry_out(ask: Ask, *, force: bool, as_json: bool, **limits: Any) -> None:  # noqa: ANN401
     from surgery.recover.run import recover
 
-    with _line() as progress:
+    with live_line() as progress:
         found = recover(ask, force=force, progress=progress, remark=render.remark, **limits)
     if found.out is None:
         raise typer.Exit(_stopped(ask, found))
@@ -261,50 +259,6 @@ def _stopped(ask: Ask, found: "Recovery") -> int:
         step = found.curve.step
         render.remark(f"saved at step {step} in {ask.folder}; the same command goes on")
     return int(Exit.INTERRUPTED)
-
-
-def _show_ask(ask: Ask, *, as_json: bool) -> None:
-    settings = ask.settings
-    told = {
-        "output": str(ask.out),
-        "run": str(ask.folder),
-        "steps": settings.steps,
-        "rows_per_step": settings.batch_rows,
-        "settings": {**settings.as_dict(), "lr": settings.peak},
-    }
-    if as_json:
-        render.print_json(told)
-        return
-    losses = ", ".join(f"{weight:g} {name}" for name, weight in settings.losses.items())
-    render.line(f"output    {ask.out}, the run in {ask.folder}")
-    render.line(f"trains    {settings.train}, learning rate {settings.peak:g}, {settings.schedule}")
-    render.line(f"loss      {losses}" + (f" from {ask.teacher}" if ask.teacher else ""))
-    render.line(f"steps     {settings.steps} of {settings.batch_rows} rows of {settings.context}")
-    render.line("nothing was trained (--dry-run)", "dim")
-
-
-@contextmanager
-def _line() -> Iterator[Any]:
-    """Give what draws one live line of figures on stderr; nothing where nobody looks."""
-    if not render.is_watched(stderr=True) or os.environ.get("RANK", "0") != "0":
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), Left())
-    with Progress(*columns, console=render.err(), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(told: Mapping[str, Any]) -> None:
-            mfu = f", MFU {told['mfu']:.1%}" if "mfu" in told else ""
-            text = (
-                f"loss {told['loss']:.4f}  lr {told['lr']:.2g}  "
-                f"{told['tokens_per_second']:,.0f} tokens/s{mfu}"
-            )
-            bar.update(task, completed=told["step"] + 1, total=told["steps"], description=text)
-
-        yield report
 
 
 def _tokens(text: str) -> int:
