@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import transformers
-from surgery.linearize.convert import linearize
 
 from surgery.checkpoint import open_checkpoint
+from surgery.linearize.convert import linearize
 from surgery.run import run
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
