@@ -3,82 +3,19 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from surgery.linearize.methods import METHODS, full_spec
-from surgery.linearize.parameters import Sizes
+from linearize.kernel_stand_ins import B, drawn
 from surgery.models import linear_fla, linear_kernels
 from surgery.models.linear_core import State
 from surgery.models.linear_core import linear_attention as torch_attention
-from surgery.models.linear_gated import GATED
-from surgery.models.linear_kernels import delta_rule, linear_attention, use_kernels
-from surgery.models.linear_mixers import MIXERS
-from surgery.models.linear_seen import Past, Seen, Shape
+from surgery.models.linear_kernels import delta_rule, linear_attention
 
-B, H, R, K, V = 2, 2, 3, 5, 4
+H, R, K, V = 2, 3, 5, 4
 KINDS = ("none", "scalar", "vector", "delta")
-
-
-def recurrence(q, k, v, *, decay, beta, scale, state):
-    """A token at a time in the package's layout: [b, t, h, width], decay [b, t, h, k or 1]."""
-    b, _, h, wide = q.shape
-    state = q.new_zeros(b, h, wide, v.shape[-1]) if state is None else state
-    outs = []
-    for i in range(q.shape[1]):
-        state = state * decay[:, i].exp()[..., None]
-        new = v[:, i]
-        if beta is not None:
-            new = (new - torch.einsum("bhk,bhkv->bhv", k[:, i], state)) * beta[:, i][..., None]
-        state = state + k[:, i][..., None] * new[:, :, None]
-        outs.append(torch.einsum("bhk,bhkv->bhv", q[:, i] * scale, state))
-    return torch.stack(outs, 1), state
-
-
-class Package:
-    """Stands for the package: every kernel by the names and arguments that it has there."""
-
-    def __init__(self):
-        self.called = []
-
-    def kernel(self, name):
-        def run(*, q, k, v, scale, initial_state, output_final_state, beta=None, **more):
-            self.called.append(name)
-            assert all(x.is_contiguous() and x.dtype == torch.float32 for x in (q, k, v))
-            assert output_final_state
-            if "linear_attn" in name:
-                assert more.pop("normalize") is False
-            decay = more.pop("gk" if name == "fused_recurrent_gla" else "g", None)
-            assert not more
-            decay = torch.zeros_like(q[..., 0]) if decay is None else decay
-            decay = decay if decay.dim() == 4 else decay[..., None]
-            assert (decay.shape[-1] > 1) == name.endswith(("chunk_gla", "recurrent_gla"))
-            return recurrence(q, k, v, decay=decay, beta=beta, scale=scale, state=initial_state)
-
-        return run
-
-
-@pytest.fixture
-def package(monkeypatch):
-    """The package as if it were installed, and its kernels as if they ran on a CPU."""
-    made = Package()
-    for kernel in linear_fla.FLA.values():
-        module = ModuleType(kernel.place)
-        for name in (kernel.chunk, kernel.step):
-            setattr(module, name, made.kernel(name))
-        monkeypatch.setitem(sys.modules, kernel.place, module)
-    monkeypatch.setattr(linear_fla, "_READY", {})
-    monkeypatch.setattr(linear_kernels, "DEVICES", ("cpu",))
-    monkeypatch.setattr(linear_kernels, "installed", lambda: True)
-    return made
-
-
-def drawn(*shape):
-    made = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(*shape, generator=made)
 
 
 def inputs(kind, t, *, shared=True):
@@ -272,93 +209,6 @@ def test_the_check_draws_nothing_from_the_global_source(package):
     with torch.inference_mode():
         run(inputs("vector", 9), "fla")
     assert torch.equal(torch.rand(3), wanted)
-
-
-# -- the choice ------------------------------------------------------------------------------
-
-SIZES = Sizes(hidden=12, heads=4, kv_heads=2, head_dim=6)
-SHAPE = Shape(hidden=12, heads=4, kv_heads=2, head_dim=6, scale=6**-0.5)
-
-
-def mixer(method, **more):
-    torch.manual_seed(0)
-    window = {"window": 4} if "window" in METHODS[method].options else {}
-    spec = full_spec(METHODS[method], window, SIZES) | more
-    made = {**MIXERS, **GATED}[method](spec, SHAPE)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.5)
-    return made
-
-
-def seen(t, docs=None):
-    q, k, v = drawn(B, 2, 2, t, 6), drawn(B, 2, 1, t, 6), drawn(B, 2, 1, t, 6)
-    return Seen(drawn(B, t, 12), q, k, v, q, k, docs)
-
-
-SUMMING = {
-    "lolcats": "none",
-    "hedgehog": "none",
-    "t2r": "none",
-    "based": "none",
-    "lizard": "scalar",
-    "liger": "vector",
-    "gla": "vector",
-    "gated-delta": "delta",
-}
-
-
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("method", SUMMING)
-def test_a_mixer_takes_the_kernels_of_its_spec_in_every_mode(package, method, padded):
-    own, other = mixer(method), mixer(method, kernels="fla")
-    docs = torch.tensor([[0] * 9, [-1] * 3 + [0] * 6]) if padded else None
-    with torch.no_grad():
-        pasts = Past(), Past()
-        for t in (9, 1, 5):
-            given = seen(t, docs if t == 9 else None)
-            wanted, found = own(given, pasts[0]), other(given, pasts[1])
-            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-            assert bool(package.called) == (t != 9 or not padded)
-    kernel = linear_fla.FLA[SUMMING[method]]
-    assert {kernel.chunk, kernel.step} == set(package.called)
-
-
-def test_every_method_that_sums_has_its_kernel():
-    assert {*SUMMING, "swa-sink"} == set(METHODS)
-
-
-def test_a_call_chooses_for_all_layers_and_back(package):
-    model = torch.nn.ModuleList([mixer("gla"), mixer("gla")])
-    use_kernels(model, "fla")
-    assert [module.kernels for module in model] == ["fla", "fla"]
-    use_kernels(model, "torch")
-    assert [module.kernels for module in model] == ["torch", "torch"]
-
-
-def test_an_unknown_choice_in_the_spec_is_refused():
-    with pytest.raises(ValueError, match="kernels cuda is none of torch, fla"):
-        mixer("gla", kernels="cuda")
-
-
-@pytest.mark.parametrize(
-    ("name", "devices", "there", "match"),
-    [
-        ("cuda", ("cpu",), True, "cuda is none of torch, fla"),
-        ("fla", ("cuda",), True, "fla runs on CUDA, and the model is on cpu"),
-        ("fla", ("cpu",), False, "flash-linear-attention is not installed"),
-    ],
-)
-def test_a_call_that_cannot_be_met_is_refused(monkeypatch, name, devices, there, match):
-    monkeypatch.setattr(linear_kernels, "DEVICES", devices)
-    monkeypatch.setattr(linear_kernels, "installed", lambda: there)
-    with pytest.raises(ValueError, match=match):
-        use_kernels(mixer("gla"), name)
-
-
-def test_a_model_without_linear_layers_is_refused():
-    with pytest.raises(ValueError, match="the model has no linear layer"):
-        use_kernels(torch.nn.Linear(2, 2), "torch")
 
 
 # -- the package itself ----------------------------------------------------------------------
