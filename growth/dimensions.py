@@ -95,7 +95,8 @@ def find_dimensions(base: Checkpoint) -> Dimensions:
         fact = "has no config or no token embedding, so its widths are not known"
         raise PlanError(base.ref, fact, "name a directory with a config.json")
     width = base.tensors[parts.embedding].shape[1]
-    heads = heads_of(dig(base.config, parts.section), width)
+    # A section has no name of its own where the model is a stock one made over.
+    heads = heads_of({"model_type": parts.family, **dig(base.config, parts.section)}, width)
     hidden = heads.hidden or width
     if not heads.queries or not heads.width or heads.queries % max(heads.keys, 1):
         fact = "does not say how many attention heads there are, or of what width"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from surgery.alignment.groups import INPUTS_FIRST
-from surgery.anatomy import Anatomy, anatomy
+from surgery.anatomy import MIXER, Anatomy, anatomy
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.errors import PlanError
 from surgery.layers.kinds import refuse_recursive
@@ -43,7 +43,7 @@ class Linear:
 def find_linears(
     base: Checkpoint, *, include: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> tuple[Anatomy, list[Linear]]:
-    """Return the linear maps of all layers; embeddings, routers, norms and the head are none.
+    """Return the linear maps of all layers; routers, norms and mixers of linear attention are none.
 
     Args:
         include, exclude: parts of module names, `glob:PATTERN` or `regex:PATTERN`.
@@ -60,7 +60,9 @@ def find_linears(
         located, module = parts.locate(name), name.removesuffix(".weight")
         if located is None or module == name or len(tensor.shape) != MATRIX:
             continue
-        if parts.part(name) in {"norms", "router"} or NOT_LINEAR.search(_own(located[1])):
+        if parts.part(name) in {"norms", "router"} or MIXER.search(located[1]):
+            continue
+        if NOT_LINEAR.search(_own(located[1])):
             continue
         found[module] = Linear(module, tensor, swapped)
     chosen = Choice(include, exclude).pick(list(found))

@@ -15,6 +15,7 @@ EMBEDDING = re.compile(r"(^|[._])(wte|embed|emb|embeddings?|embed_tokens|embed_i
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder|decoder)\.weight$")
 HEADED = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
 RECURSIVE = "recursive"  # model_type of layers that are run through several times, stored once
+MIXER = re.compile(r"(^|\.)self_attn\.mixer\.")  # what stands for softmax attention
 NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 
 # The order in which parts are listed.
@@ -24,7 +25,7 @@ PART_ORDER = (
 )
 # The first match decides; names are those inside a layer.
 PARTS = (
-    ("attention", re.compile(r"(^|\.)self_attn\.mixer\.")),  # its gates are no routers
+    ("attention", MIXER),  # its gates are no routers
     ("experts", re.compile(r"(^|\.)experts?(\.|_|$)|shared_expert")),
     ("router", re.compile(r"(^|\.)(router|gate|gate_inp)(\.|$)")),
     ("norms", re.compile(r"norm|(^|\.)ln_?[0-9f]?(\.|$)|layernorm", re.IGNORECASE)),

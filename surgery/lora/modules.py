@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from surgery.anatomy import MIXER
 from surgery.checkpoint import Checkpoint, TensorInfo
 from surgery.checkpoint.adapted import canonical
 
 Kind = Literal["linear", "conv1d", "other"]
 # Matrices that no linear layer holds, by the name of their module: in files without a config.
-NOT_LINEAR = re.compile(r"(^|\.)(wte|wpe|\w*embed\w*|router|gate|experts?|conv\w*)(\.|$)|norm")
+NOT_LINEAR = re.compile(
+    r"(^|\.)(wte|wpe|\w*embed\w*|router|gate|experts?|conv\w*)(\.|$)|norm|" + MIXER.pattern
+)
 MATRIX = 2  # axes
 
 
