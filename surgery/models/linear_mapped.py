@@ -33,7 +33,9 @@ def keep_state(state: State, past: Past | None) -> None:
 
 def _own(x: Tensor) -> Tensor:
     """A copy of what would hold more than itself."""
-    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
+    # A compiler has no storages to ask; it leaves out copies that nobody needs.
+    alone = not torch.compiler.is_compiling() and x.untyped_storage().nbytes() == x.nbytes
+    return x if alone else x.clone()
 
 
 def ratio(num: Tensor, den: Tensor) -> Tensor:

@@ -261,6 +261,18 @@ def test_what_it_cannot_do_is_refused(linear, given, message):
         model(prompt(5, rows=1), **given(model))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("method", ["lolcats", "gated-delta"])
+def test_compiled_it_is_the_same_with_padding_and_a_cache(linear, method):
+    model = linear("llama", method)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    mask = torch.ones_like(prompt())
+    mask[0, :5] = 0
+    with torch.no_grad():
+        for given in ({}, {"attention_mask": mask}):
+            assert close(compiled(prompt(), **given).logits, model(prompt(), **given).logits)
+
+
 def away(config):
     cache = transformers.DynamicCache(config=config)
     cache.offloading = True
