@@ -36,7 +36,7 @@ class Room(DynamicLayer):  # type: ignore[misc]
 def roomy(config: Any, rows: int, shape: Shape, device: str) -> DynamicCache:  # noqa: ANN401
     """Return a cache of random keys and values, with room for the tokens to come."""
     cache = DynamicCache(config=config)
-    size = (rows, shape.kv_heads, shape.context + shape.steps, shape.head_dim)
+    size = (rows, shape.kv_heads, shape.room, shape.head_dim)
     kind = {"dtype": getattr(torch, shape.dtype), "device": device}
     for n in range(shape.layers):
         keys, values = torch.randn(size, **kind), torch.randn(size, **kind)

@@ -130,8 +130,9 @@ def page(facts: Facts) -> str:
     lines += ["## Training", ""]
     lines += [
         "What a forward pass saves for gradients of all parameters, the head aside, in KiB a token "
-        "(the same at every length: memory is linear), and tokens a second of the transfer stage "
-        f"in rows of {short(shape['piece'])} tokens, where there is anything to learn.",
+        "(where memory is linear it is the same at every length), and tokens a second of the "
+        f"transfer stage in rows of {short(shape['piece'])} tokens, where there is anything to "
+        "learn.",
         "",
     ]
     head = [f"KiB a token at {short(n)}" for n in done[SOFTMAX]["training"]]

@@ -13,6 +13,8 @@ from surgery.linearize.parameters import Sizes
 from surgery.models.linear_kernels import installed
 from surgery.models.modeling_linearized import LinearizedConfig, LinearizedForCausalLM
 
+REPEATS = 5  # of which the best counts, where one is short
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -20,7 +22,7 @@ class Shape:
 
     Attributes:
         context: tokens before the one that is decoded.
-        steps: tokens decoded.
+        steps: tokens decoded, the first to warm up; the rest several times where there is time.
         limit: seconds; a longer text is not tried when it would take more.
         rows: at most so many are decoded at once.
         piece: tokens of a step of the transfer stage.
@@ -43,6 +45,11 @@ class Shape:
     def head_dim(self) -> int:
         """Width of a head."""
         return self.hidden // self.heads
+
+    @property
+    def room(self) -> int:
+        """Tokens that a cache has to hold."""
+        return self.context + REPEATS * self.steps
 
 
 SHAPES = {
