@@ -59,6 +59,7 @@ class Arm:
 ARMS = (
     *(Arm(name) for name in ("lolcats", "hedgehog", "t2r", "based", "lizard", "liger")),
     *(Arm(name) for name in ("gla", "gated-delta")),
+    Arm("swa-sink"),
     *(Arm(name, "every:4") for name in ("swa-sink", "lolcats", "gated-delta")),
     Arm("lolcats", "kl:1"),
 )
@@ -145,8 +146,11 @@ def run_cell(work: Path, arm: Arm, seed: int) -> dict[str, Any]:
     began = time.process_time()
     found = linearize_in_stages(ask, force=True)
     seconds = time.process_time() - began
-    places = {"teacher": BASE, "untrained": ask.folder / "converted"}
+    chosen = (ask.folder / "chosen.json").exists()  # the layers: transferred before that
+    places = {"teacher": BASE, "untrained": ask.folder / ("untrained" if chosen else "converted")}
     places |= {stage: ask.folder / stage for stage in stages}
+    if chosen:
+        places["transfer"] = ask.folder / "kept"
     recall = {name: recalled(load(place)) for name, place in places.items()}
     final = load(out)
     ablate(final, linear_branch=False)
