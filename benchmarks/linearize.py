@@ -173,11 +173,12 @@ def cells(work: Path, arm: Arm, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def bits(cell: dict[str, Any], name: str) -> float:
-    """Return a row's bits per byte; a stage that the method does not have is what came before."""
+    """Return a row's bits per byte; a stage that there is not is what came before."""
     found = {row["name"]: row["bits_per_byte"] for row in cell["rows"]}
     order = ("untrained", "transfer", "lora")
     if name in order:
-        name = [one for one in order[: order.index(name) + 1] if one in found][-1]
+        came = [one for one in ("swa-sink", *order[: order.index(name) + 1]) if one in found]
+        name = came[-1]
     return float(found.get(name, math.nan))
 
 
@@ -213,9 +214,9 @@ def write_page(folder: Path, found: dict[str, list[dict[str, Any]]], seeds: int)
         told = (
             f"{a} - {b} {difference(*([bits(cell, x) for cell in row] for x in (a, b)))}"
             for a, b in steps
-            if not any(math.isnan(bits(cell, x)) for cell in row for x in (a, b))
+            if {a, b} <= {one["name"] for one in row[0]["rows"]}
         )
-        lines.append(f"- {name}: {'; '.join(told)}")
+        lines.append(f"- {name}: {'; '.join(told) or 'nothing is trained'}")
     first = next(iter(found.values()))[0]
     parts = [
         f"# Linearization of the trained base, {today}",
