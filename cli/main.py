@@ -177,7 +177,7 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - click's own type
         return str(error.format_message())
     command = error.ctx.command_path if getattr(error, "ctx", None) else "surgery"
     told = error.format_message().strip().replace("Value error, ", "")  # pydantic's own words
-    return f"{command}: {printable(told)}"
+    return f"{command}: {printable(' '.join(told.split()))}"
 
 
 def _say(text: str, code: int) -> int:

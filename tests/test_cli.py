@@ -68,6 +68,7 @@ def test_every_command_has_help_and_a_page(name: str, capsys: pytest.CaptureFixt
     [
         (["stac", "x"], 2, "stac: is no command; did you mean stack?"),
         (["stack"], 2, "surgery stack: Missing argument 'BASE'."),
+        (["linearize", "x"], 2, "Missing option '--method'. Choose from: lolcats, hedgehog, t2r,"),
         (["stack", "{base}", "--facto", "2"], 2, "--factor"),
         (["stack", "{base}"], 2, "exactly one of --factor, --dus and --map"),
         (["stack", "{base}", "--factor", "2", "--dus", "1"], 2, "exactly one of"),
