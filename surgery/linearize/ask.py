@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.errors import CheckpointError, RecipeError
+from surgery.errors import RecipeError
 from surgery.linearize.convert import linearize
 from surgery.linearize.keep import measured_layers
 from surgery.linearize.methods import check_options, method_of
+from surgery.linearize.numbers import check_context, check_numbers
 from surgery.linearize.published import FULL_RATE, KD_RATE, RECIPES, TOKENS, Recipe
 from surgery.linearize.transfer_ask import (
     ATTENTION,
@@ -21,6 +22,7 @@ from surgery.linearize.transfer_ask import (
 )
 from surgery.plan import Plan
 from surgery.preflight import check_place
+from surgery.recover.readable import check_readable
 from surgery.recover.settings import Precision, Settings, default_context
 from surgery.recover.sources import Source
 
@@ -215,13 +217,15 @@ def check_ask(ask: Ask, *, force: bool = False) -> Plan:
     """
     check_options(method_of(ask.method), _own_options(ask))
     _check_stages(ask)
+    check_numbers(ask.training)
     base = open_checkpoint(ask.model)
     plan = ask.convert(base)
     _check_measured(ask, plan)
+    check_context(ask.training, ask.model, base.config)
     for stage in ask.stages:
         ask.settings(stage, base.config)
     check_place(ask.out, plan.sources, bare=False, force=force)
-    _check_files(ask)
+    check_readable(ask.data, ask.held_out)
     return plan
 
 
@@ -268,10 +272,3 @@ def _check_measured(ask: Ask, plan: Plan) -> None:
     if not 0 < ask.measured < layers:
         fact = f"keeps {ask.measured} of the {layers} layers that are converted"
         raise RecipeError(f"--keep-softmax {ask.keep_softmax}", fact, f"1 to {layers - 1} can be")
-
-
-def _check_files(ask: Ask) -> None:
-    named = [source.path for source in ask.data if source.found_kind != "hub"]
-    for path in map(Path, (*named, *ask.held_out)):
-        if not path.exists():
-            raise CheckpointError(path, "does not exist")

@@ -180,12 +180,17 @@ def check_options(method: Method, asked: Mapping[str, Any]) -> None:
                 fact = f"is no feature map of --method {method.name}"
                 raise RecipeError(place, fact, f"take {' or '.join(method.maps)}")
         elif type(value) is not int or value < (0 if name == "sinks" else 1):
-            raise RecipeError(place, "is too small", f"the default is {method.defaults[name]}")
+            raise RecipeError(place, "is too small", _remedy(method.defaults[name]))
     window = asked.get("window") or method.defaults.get("window")
-    sinks = asked.get("sinks") or 0
+    sinks = asked.get("sinks")
+    sinks = method.defaults.get("sinks", 0) if sinks is None else sinks
     if window and sinks >= window:
         fact = f"leaves no room for near tokens in a window of {window}"
         raise RecipeError(f"--sinks {sinks}", fact, "lower it, or widen the window")
+
+
+def _remedy(default: Any) -> str:  # noqa: ANN401 - a number, or a function of the width of a head
+    return "give 1 or more" if callable(default) else f"the default is {default}"
 
 
 def full_spec(method: Method, asked: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:

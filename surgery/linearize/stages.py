@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.disk import io_errors
 from surgery.errors import StepError
+from surgery.evaluate.load import find_device
 from surgery.linearize.ask import TRANSFER, Ask, Stage, check_ask
 from surgery.linearize.assembled import assembled, changed
 from surgery.linearize.compared import compared
@@ -84,6 +85,8 @@ def linearize_in_stages(
         TrainError: a stage failed; those before it are kept.
     """
     check_ask(ask, force=force)
+    if ask.stages or ask.held_out:
+        find_device(ask.device)
     lock = FolderLock(ask.folder)
     lock.take()
     try:

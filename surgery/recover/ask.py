@@ -9,6 +9,7 @@ from surgery.errors import CheckpointError, PlanError, RecipeError
 from surgery.preflight import check_place
 from surgery.recover.kernels import check_kernels
 from surgery.recover.logs import check_logs
+from surgery.recover.readable import check_readable
 from surgery.recover.settings import NEEDS_TEACHER, Settings
 from surgery.recover.sources import Source
 
@@ -84,15 +85,14 @@ def check_ask(ask: Ask, *, force: bool = False) -> None:
 
 
 def _check_files(ask: Ask) -> None:
-    """Refuse data that is not there.
+    """Refuse data that is not there, or is no text.
 
     Raises:
         CheckpointError: the first such file.
     """
-    named = [source.path for source in (*ask.data, *ask.replay) if source.found_kind != "hub"]
-    for path in map(Path, [*named, *ask.held_out, *([ask.cache] if ask.cache else [])]):
-        if not path.exists():
-            raise CheckpointError(path, "does not exist")
+    check_readable((*ask.data, *ask.replay), ask.held_out)
+    if ask.cache and not Path(ask.cache).exists():
+        raise CheckpointError(ask.cache, "does not exist")
 
 
 def _check_adapter(ask: Ask) -> None:

@@ -158,6 +158,7 @@ class Settings:
 
     def _check_numbers(self) -> None:
         at_least = {"rank": 1, "tokens": 1, "context": 8, "batch_tokens": 8, "micro_tokens": 8}
+        at_least["seed"] = 0
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 option = f"--{name.replace('_', '-')} {getattr(self, name)}"
@@ -180,10 +181,11 @@ class Settings:
         if self.spike and not 1 < self.spike < math.inf:
             fact = "would skip steps that are not above the mean"
             raise RecipeError(f"--spike {self.spike:g}", fact, "give more than 1, or 0 for none")
-        for name in ("lr", "temperature", "clip"):
+        for name in ("lr", "lora_alpha", "temperature", "clip"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise RecipeError(f"--{name} {value:g}", "is not a positive number")
+                option = f"--{name.replace('_', '-')} {value:g}"
+                raise RecipeError(option, "is not a positive number")
 
     def _check_losses(self) -> None:
         for name, weight in self.losses.items():
@@ -196,12 +198,17 @@ class Settings:
             raise RecipeError("--loss", "names no loss", "for instance kl=1 or ce=1")
 
 
-def default_context(config: Mapping[str, Any] | None) -> int:
-    """Return the tokens of a row where nobody says: what the model reads, at most 2048."""
+def longest_context(config: Mapping[str, Any] | None) -> int | None:
+    """Return how many tokens a model says that it reads; None where it does not say."""
     table = config or {}
     told = next((table[key] for key in TEXT_SECTIONS if isinstance(table.get(key), dict)), table)
     limit = told.get("max_position_embeddings")
-    return min(limit, LONGEST) if type(limit) is int and limit > 0 else LONGEST
+    return limit if type(limit) is int and limit > 0 else None
+
+
+def default_context(config: Mapping[str, Any] | None) -> int:
+    """Return the tokens of a row where nobody says: what the model reads, at most 2048."""
+    return min(longest_context(config) or LONGEST, LONGEST)
 
 
 def parse_losses(text: str) -> dict[str, float]:

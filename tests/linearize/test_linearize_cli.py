@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,23 @@ WRONG = [
     (("--data", str(TEXT), "--memory", "x"), "is not a size", 2),
     (("--data", "none.txt"), "none.txt: does not exist", 1),
     (("--stage", "none", "--held-out", "none.txt"), "none.txt: does not exist", 1),
+    (("--data", str(FIXTURES)), "is a directory", 1),
+    (("--data", os.devnull), "holds no text", 1),
+    (("--data", str(BASE / "model.safetensors")), "is not UTF-8", 1),
+    (("--data", str(TEXT), "--held-out", os.devnull), "holds no text", 1),
+    (("--data", str(TEXT), "--held-out", str(BASE / "model.safetensors")), "is not UTF-8", 1),
+    (("--data", str(TEXT), "--lr", "0"), "--lr 0: is not a positive number", 2),
+    (("--data", str(TEXT), "--transfer-lr", "-1"), "--transfer-lr -1: is not a", 2),
+    (("--data", str(TEXT), "--transfer-lr", "0"), "--transfer-lr 0: is not a", 2),
+    (("--data", str(TEXT), "--kd-lr", "nan"), "--kd-lr nan: is not a positive", 2),
+    (("--data", str(TEXT), "--lora-alpha", "0"), "--lora-alpha 0: is not a positive", 2),
+    (("--data", str(TEXT), "--rank", "0"), "--rank 0: is below 1", 2),
+    (("--data", str(TEXT), "--context", "0"), "--context 0: is below 8", 2),
+    (("--data", str(TEXT), "--context", "129"), "base reads, 128 tokens; give 128", 2),
+    (("--data", str(TEXT), "--batch-tokens", "0"), "--batch-tokens 0: is below 8", 2),
+    (("--data", str(TEXT), "--seed", "-1"), "--seed -1: is below 0", 2),
+    (("--data", str(TEXT), "--device", "abacus"), "abacus is not a device", 2),
+    (("--stage", "none", "--feature-dim", "0"), "is too small; give 1 or more", 2),
 ]
 
 
@@ -112,6 +130,7 @@ def test_a_wrong_ask_is_refused_in_one_sentence(more, fact, code, tmp_path, caps
         ("liger", ("--stage", "transfer", "--data", str(TEXT)), "has no new parameters"),
         ("swa-sink", ("--stage", "transfer", "--data", str(TEXT)), "has no new parameters"),
         ("swa-sink", ("--data", str(TEXT)), "is read by no stage"),
+        ("swa-sink", ("--window", "3"), "--sinks 4: leaves no room for near tokens"),
         ("based", ("--data", str(TEXT), "--attention-weight", "1"), "are not defined"),
     ],
 )

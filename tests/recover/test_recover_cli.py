@@ -222,7 +222,7 @@ def shrink_vocabulary(held, config) -> None:
 
 
 CASES = {
-    "no data": ({"data": "{tmp}/empty.txt"}, (), "nothing to predict"),
+    "no data": ({"data": "{tmp}/empty.txt"}, (), "empty.txt: the file holds no text"),
     "data that is not there": ({"data": "{tmp}/none.jsonl"}, (), "none.jsonl: does not exist"),
     "held-out text that is not there": ({"held_out": "{tmp}/none"}, (), "none: does not exist"),
     "a long context": ({"context": 256}, (), "--context 256: is more than"),
@@ -231,6 +231,9 @@ CASES = {
     "select alone": ({"select": "paser"}, (), "compares the student with its parent"),
     "an unknown loss": ({"loss": "mse=1"}, (), "--loss mse: is no loss"),
     "a weight that is none": ({"loss": "kl=a"}, TAUGHT, "'a' is not a number"),
+    "no alpha": ({"lora_alpha": 0}, (), "--lora-alpha 0: is not a positive number"),
+    "a seed below zero": ({"seed": -1}, (), "--seed -1: is below 0"),
+    "a directory of data": ({"data": "{tmp}"}, (), "is a directory; name a file of text"),
     "no rate": ({"lr": 0}, (), "--lr 0: is not a positive number"),
     "a strange device": ({"device": "moon"}, (), "moon is not a device of this machine"),
     "no tokens": ({"tokens": "0"}, (), "--tokens 0"),
