@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +15,20 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices lose time to a second thread
+# Code of checkpoints runs from copies, which transformers finds in one place a process.
+MODULES = tempfile.mkdtemp(prefix="modules-of-tests-")
+os.environ["HF_MODULES_CACHE"] = MODULES
 
 # In a shell's background it is ignored, and so it would be by the commands that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no copies behind."""
+    shutil.rmtree(MODULES, ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""Make the writer of tied directories importable, and keep the code they carry out of the home."""
+"""Make the writer of tied directories importable."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _modules_cache(tmp_path_factory):
-    """Modelling files run from a copy that transformers makes."""
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        place = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
-        yield
 
 
 @pytest.fixture(scope="session")

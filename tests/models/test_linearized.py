@@ -171,7 +171,13 @@ def test_in_teacher_mode_it_is_the_stock_model(written, structure, family, metho
     assert close(logits(model, prompt()), logits(stock, prompt()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lolcats",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in METHODS if one != "lolcats"),
+    ],
+)
 def test_it_is_itself_after_saving_in_a_fresh_process(linear, method, tmp_path):
     model, ids = linear("qwen3", method), prompt()
     model.save_pretrained(tmp_path / "saved")

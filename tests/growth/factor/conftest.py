@@ -1,4 +1,4 @@
-"""Write factored models, each once, and keep the code they carry out of the home."""
+"""Write factored models, each once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from factor_models import FIXTURES, TEXT
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _modules_cache(tmp_path_factory):
-    """Modelling files run from a copy that transformers makes."""
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        place = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
-        yield
 
 
 @pytest.fixture(scope="session")
