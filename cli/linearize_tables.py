@@ -8,6 +8,7 @@ from cli import render
 from surgery.checkpoint import open_checkpoint
 from surgery.linearize.ask import TRANSFER, Ask
 from surgery.linearize.table import BASELINE, TEACHER, UNTRAINED, from_dicts
+from surgery.linearize.telling import NOT_TRAINED
 from surgery.plan import Plan
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def show_ask(ask: Ask, plan: Plan, *, as_json: bool) -> None:
         trains = f"trains {told['trains']}, learning rate {told['lr']:g}"
         render.line(f"{told['stage']:<9} {size}, {trains}")
     for note in plan.notes:
-        render.line(f"note      {note}")
+        if not stages or note != NOT_TRAINED:
+            render.line(f"note      {note}")
     if not ask.held_out:
         render.line(NOT_MEASURED.replace("was", "will be"), "dim")
     render.line("nothing was written (--dry-run)", "dim")

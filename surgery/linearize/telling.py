@@ -10,6 +10,7 @@ from surgery.linearize.methods import Method
 from surgery.linearize.parameters import Spec
 
 BYTE = 8  # bits
+NOT_TRAINED = "nothing of it is trained: its outputs are not yet those of the model"
 
 
 def facts(
@@ -78,4 +79,4 @@ def notes(
         saw = f"{len(converted)} layers that saw {attention.window} tokens alone"
         yield f"{saw} are converted{told_window}"
     if told["trainable_parameters"]:
-        yield "nothing of it is trained: its outputs are not yet those of the model"
+        yield NOT_TRAINED

@@ -68,6 +68,7 @@ def test_a_dry_run_in_words_tells_what_it_is_asked_for(tmp_path, capsys) -> None
     assert "new parameters" in out
     assert "bytes a row, however long" in out
     assert "nothing will be measured" in out
+    assert "nothing of it is trained" not in out
 
 
 WRONG = [
