@@ -9,7 +9,7 @@ import torch
 
 from healing import IDS, load
 from surgery.checkpoint import open_checkpoint
-from surgery.recover.distributed import World, add_up_gradients, joined, shard
+from surgery.recover.distributed import World, add_up_gradients, held_by_all, joined, shard
 from surgery.recover.settings import Settings
 from surgery.recover.trainable import make_trainable
 
@@ -23,9 +23,9 @@ def train(world: World, student: Path, out: Path, mode: str) -> None:
     settings = Settings(train=mode, rank=8)
     model, _ = load(student)
     trainable = make_trainable(model, open_checkpoint(student), settings)
-    parameters = trainable.parameters.values()
-    whole = mode == "full"
-    held = shard(model.model.layers, parameters, world, whole=whole, half_precision=False)
+    parameters, whole = list(trainable.parameters.values()), mode == "full"
+    shard(model.model.layers, parameters, world, whole=whole, half_precision=False)
+    held = held_by_all(trainable.parameters.values(), world)
     optimiser = torch.optim.AdamW(trainable.groups(settings), lr=0.01)
     for _ in range(2):
         optimiser.zero_grad()
