@@ -1,117 +1,33 @@
-"""Mixers with feature maps and windows: their equations, and the same function in every mode."""
+"""Mixers with feature maps and windows: their equations, what they keep, how they begin."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from linearize.equations import EQUATIONS, exp_features, softmax_features
+from linearize.mixer_inputs import (
+    KV,
+    SPECS,
+    TIGHT,
+    D,
+    F,
+    Inputs,
+    W,
+    cuts,
+    in_pieces,
+    methods,
+    mixer,
+    part,
+    seen,
+    wanted,
+    windows,
+)
 from surgery.models.linear_features import MAPS, exp_map, softmax_map, taylor_map
-from surgery.models.linear_mixers import MIXERS, state_bytes
-from surgery.models.linear_near import Near
-from surgery.models.linear_seen import Past, Seen, Shape
-
-HIDDEN, KV, D, F, W = 12, 2, 6, 5, 8
-TIGHT = {"atol": 1e-10, "rtol": 1e-9}
-SPECS = {
-    "lolcats": {"window": W, "feature_map": "softmax"},
-    "lolcats exp": {"window": W, "feature_map": "exp"},
-    "hedgehog": {"feature_map": "exp"},
-    "hedgehog softmax": {"feature_map": "softmax"},
-    "t2r": {"feature_map": "relu"},
-    "liger": {"window": W},
-    "lizard": {"window": W, "feature_map": "softmax", "sinks": 3},
-    "lizard without sinks": {"window": W, "feature_map": "exp", "sinks": 0},
-    "based": {"window": W, "feature_map": "taylor"},
-    "swa-sink": {"window": W, "sinks": 3},
-    "swa-sink without sinks": {"window": W, "sinks": 0},
-}
-methods = pytest.mark.parametrize("name", SPECS)
-windows = pytest.mark.parametrize("name", [n for n, spec in SPECS.items() if "window" in spec])
-
-
-def mixer(name, *, kv_heads=KV, groups=2, d=D, dtype=torch.float64, **more):
-    """A mixer all of whose parameters are drawn."""
-    method = name.split()[0]
-    spec = {"method": method, "feature_dim": min(F, d), "window": 0, "sinks": 0, **SPECS[name]}
-    shape = Shape(hidden=HIDDEN, heads=kv_heads * groups, kv_heads=kv_heads, head_dim=d, scale=0.4)
-    made = MIXERS[method](spec | more, shape).to(dtype)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.7)
-    return made
-
-
-def seen(made, t, *, docs=None, rows=2, dtype=torch.float64, seed=1):
-    """What a layer gives a mixer; rotated queries and keys are drawn on their own."""
-    drawn, s = torch.Generator().manual_seed(seed), made.shape
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=drawn, dtype=torch.float64).to(dtype)
-
-    q, q_rope = draw(2, rows, s.kv_heads, s.groups, t, s.head_dim)
-    k, v, k_rope = draw(3, rows, s.kv_heads, 1, t, s.head_dim)
-    return Seen(draw(rows, t, HIDDEN), q, k, v, q_rope, k_rope, docs)
-
-
-def part(given, at, docs=None):
-    """Some of the tokens."""
-    cut = [x[..., at, :] for x in (given.q, given.k, given.v, given.q_rope, given.k_rope)]
-    return Seen(given.x[:, at], *cut, docs)
-
-
-@dataclass
-class Inputs:
-    """One document for the equations: every query head with its own copy of keys and values."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    q_rope: torch.Tensor
-    k_rope: torch.Tensor
-    x: torch.Tensor
-    scale: float
-    t: int
-
-
-def wanted(made, given):
-    """What the equations give, [b, t, h r d]."""
-    s, p = made.shape, {n: x.detach() for n, x in made.named_parameters()}
-    heads = [
-        x.expand(-1, -1, s.groups, -1, -1).flatten(1, 2)
-        for x in (given.q, given.k, given.v, given.q_rope, given.k_rope)
-    ]
-    t = given.x.shape[1]
-    y = EQUATIONS[made.spec["method"]](Inputs(*heads, given.x, s.scale, t), p, made.spec)
-    return y.transpose(1, 2).flatten(2)
-
-
-def in_pieces(made, given, pieces, docs=None):
-    """Outputs of one piece after another."""
-    past, outs, at = Past(), [], 0
-    for piece in pieces:
-        own = slice(at, at + piece)
-        told = None if docs is None else docs[:, own]
-        outs.append(made(part(given, own, told), past))
-        at += piece
-        past.length += piece
-    return torch.cat(outs, 1)
-
-
-def cuts(t, seed, longest=12):
-    """Pieces of random lengths."""
-    drawn, left, pieces = random.Random(seed), t, []
-    while left:
-        pieces.append(min(drawn.randint(1, longest), left))
-        left -= pieces[-1]
-    return pieces
-
+from surgery.models.linear_mixers import state_bytes
+from surgery.models.linear_seen import Past, Seen
 
 # -- equations --------------------------------------------------------------------------------
 
@@ -153,89 +69,6 @@ def test_narrow_numbers_come_close(name, dtype):
     exact = [x.double() for x in (given.x, given.q, given.k, given.v, given.q_rope, given.k_rope)]
     gap = (found.double() - wanted(made.double(), Seen(*exact, None))).abs().max()
     assert gap < {torch.float32: 2e-5, torch.bfloat16: 0.06}[dtype]
-
-
-# -- every mode is one function -----------------------------------------------------------------
-
-T = 75  # longer than a chunk, and no multiple of anything
-
-
-@methods
-@pytest.mark.parametrize("pieces", [[1] * T, [T - 1, 1], [70, 5], *(cuts(T, n) for n in range(3))])
-@torch.no_grad()
-def test_pieces_are_the_whole(name, pieces):
-    made = mixer(name)
-    given = seen(made, T)
-    torch.testing.assert_close(in_pieces(made, given, pieces), made(given, None), **TIGHT)
-
-
-@methods
-@pytest.mark.parametrize("gone", [(0, 3), (5, 20), (T - 1, 1)])
-@pytest.mark.parametrize("pieces", [[T], [22] + [1] * (T - 22), *(cuts(T, n) for n in range(3))])
-@torch.no_grad()
-def test_padding_on_the_left_does_not_count(name, gone, pieces):
-    made = mixer(name)
-    given = seen(made, T)
-    docs = torch.where(torch.arange(T) >= torch.tensor(gone)[:, None], 0, -1)
-    found = in_pieces(made, given, pieces, docs)
-    assert torch.isfinite(found).all()
-    for row, n in enumerate(gone):
-        alone = made(part(given, slice(n, T)), None)[row]
-        torch.testing.assert_close(found[row, n:], alone, **TIGHT)
-
-
-@methods
-@torch.no_grad()
-def test_after_a_padded_prompt_nobody_tells_documents(name):
-    made, t = mixer(name), 30
-    given = seen(made, t)
-    docs = torch.where(torch.arange(t) >= torch.tensor([4, 0])[:, None], 0, -1)
-    past = Past()
-    made(part(given, slice(0, 6), docs[:, :6]), past)
-    past.length += 6
-    found = made(part(given, slice(6, t)), past)
-    whole = made(part(given, slice(0, t), docs), None)
-    torch.testing.assert_close(found, whole[:, 6:], **TIGHT)
-
-
-PACKED = [(0, 2, 33, T), (0, 1, 2, 3, 40, 64, T), (0, 30, 31, T)]
-
-
-@methods
-@pytest.mark.parametrize("borders", PACKED)
-@pytest.mark.parametrize("pieces", [None, *(cuts(T, n, longest=30) for n in range(3)), [1] * T])
-@torch.no_grad()
-def test_packed_documents_do_not_see_one_another(name, borders, pieces):
-    made = mixer(name)
-    given = seen(made, T)
-    docs = torch.zeros(2, T, dtype=torch.int64)
-    for border in borders[1:-1]:
-        docs[:, border:] += 1
-    docs[1, :1] = -1  # and padding before the first
-    if pieces is None:
-        found = made(part(given, slice(None), docs), None)
-    else:
-        found = in_pieces(made, given, pieces, docs)
-    for start, end in pairwise(borders):
-        for row in range(2):
-            own = slice(max(start, row), end)
-            if own.start < end:
-                alone = made(part(given, own), None)[row]
-                torch.testing.assert_close(found[row, own], alone, **TIGHT)
-
-
-@methods
-@torch.no_grad()
-def test_what_follows_changes_nothing(name):
-    made = mixer(name)
-    given, other = seen(made, 90), seen(made, 90, seed=2)
-    mixed = [
-        torch.cat((getattr(given, n)[..., :41, :], getattr(other, n)[..., 41:, :]), -2)
-        for n in ("x", "q", "k", "v", "q_rope", "k_rope")
-    ]
-    first = made(given, None)[:, :41]
-    assert torch.equal(made(Seen(*mixed, None), None)[:, :41], first)
-    torch.testing.assert_close(made(part(given, slice(0, 41)), None), first, **TIGHT)
 
 
 # -- what is kept -------------------------------------------------------------------------------
@@ -435,81 +268,3 @@ def test_maps_have_two_halves():
     eye = torch.eye(6, dtype=torch.float64).expand(4, 6, 6)
     torch.testing.assert_close(softmax_map(y), softmax_features(y, eye), **TIGHT)
     torch.testing.assert_close(exp_map(y), exp_features(y, eye), **TIGHT)
-
-
-# -- the published code ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def published(test_data):
-    """Numbers that public code computed."""
-    return load_file(test_data / "oracle" / "linearization.safetensors")
-
-
-@pytest.fixture(scope="module")
-def theirs(published):
-    """Their queries, keys and values: every head has its own."""
-    q, k, v = (published[f"lolcats_hedgehog.{n}"][:, :, None] for n in "qkv")
-    return Seen(torch.zeros(2, 37, HIDDEN), q, k, v, q, k, None)
-
-
-def like_theirs(method, published, **spec):
-    """A mixer with their maps."""
-    shape = Shape(hidden=HIDDEN, heads=4, kv_heads=4, head_dim=16, scale=0.25)
-    full = {"method": method, "feature_dim": 8, "feature_map": "softmax", **spec}
-    made = MIXERS[method](full, shape)
-    made.reset()
-    with torch.no_grad():
-        made.query_map.copy_(published["lolcats_hedgehog.Wq"])
-        made.key_map.copy_(published["lolcats_hedgehog.Wk"])
-    return made
-
-
-CLOSE = {"atol": 2e-6, "rtol": 1e-5}
-
-
-@torch.no_grad()
-def test_features_are_those_of_the_published_code(published, theirs):
-    made = like_theirs("hedgehog", published)
-    found = made.query_features(theirs.q)[:, :, 0], made.key_features(theirs.k)[:, :, 0]
-    torch.testing.assert_close(found[0], published["lolcats_hedgehog.f_q"], **CLOSE)
-    torch.testing.assert_close(found[1], published["lolcats_hedgehog.f_k"], **CLOSE)
-    made.reset()
-    assert torch.equal(made.query_map, published["lolcats_identity_init.W"])
-    own = made.query_features(theirs.q)[:, :, 0]
-    torch.testing.assert_close(own, published["lolcats_identity_init.f_q"], **CLOSE)
-
-
-@pytest.mark.parametrize("form", ["y_quadratic", "y_cumsum"])
-@torch.no_grad()
-def test_linear_attention_is_that_of_the_published_code(published, theirs, form):
-    found = like_theirs("hedgehog", published)(theirs, None)
-    y = published[f"lolcats_linear.{form}"].transpose(1, 2).flatten(2)
-    torch.testing.assert_close(found, y, **CLOSE)
-
-
-@pytest.mark.parametrize("pieces", [[37], [1] * 37, [20, 17]], ids=len)
-@torch.no_grad()
-def test_the_window_and_what_is_before_it_are_those_of_the_published_code(
-    published, theirs, pieces
-):
-    mask = published["lolcats_hybrid_sw.mask_window"][0, 0]
-    made = like_theirs("lolcats", published, window=int(mask.sum(-1).max()))
-    gamma = published["lolcats_hybrid_sw.gamma"].flatten()
-    made.window_factors.copy_(torch.special.logit(gamma))
-    found = in_pieces(made, theirs, pieces)
-    y = published["lolcats_hybrid_sw.y"].transpose(1, 2).flatten(2)
-    torch.testing.assert_close(found, y, **CLOSE)
-
-
-@torch.no_grad()
-def test_based_is_that_of_the_published_code(published):
-    q, k, v = (published[f"fla_gla.{n}"].transpose(1, 2)[:, :, None] for n in "qkv")
-    made = MIXERS["based"](
-        {"method": "based", "feature_dim": 16, "feature_map": "taylor", "window": 1},
-        Shape(hidden=HIDDEN, heads=2, kv_heads=2, head_dim=16, scale=0.25),
-    )
-    made.reset()
-    # Theirs has no window: the linear part of ours, over all keys.
-    num, den = made.sums(q, Near(k, v, None, 0), None, None, None)
-    torch.testing.assert_close((num / den)[:, :, 0], published["fla_based.o"], atol=1e-5, rtol=1e-4)
